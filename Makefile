@@ -1,0 +1,41 @@
+# Two commands: `make demo` shows what it does, `make test` proves it. As root they also install what is missing
+# (deploy/bootstrap); the Python environment is .venv. PYTHON chooses the interpreter, ARGS goes to pytest.
+
+BIN := .venv/bin
+ARGS ?=
+export PYTHON
+
+.PHONY: help demo test check venv clean
+
+help:
+	@echo 'make demo    a download through 1, 10 and 40 stripes over a link that limits each connection'
+	@echo 'make test    every test; ARGS="-k name" for some'
+	@echo 'make check   lint, types, packaging, configuration files'
+	@echo 'make venv    only the Python environment, in .venv'
+	@echo 'make clean   remove what was built'
+
+demo:
+	@deploy/bootstrap demo
+	@deploy/venv
+	@$(BIN)/python -m tests.demo
+
+test:
+	@deploy/bootstrap test
+	@deploy/venv
+	$(BIN)/pytest $(ARGS)
+
+check:
+	@deploy/bootstrap check
+	@deploy/venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	deploy/check-package
+
+venv:
+	@deploy/bootstrap check
+	@deploy/venv
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

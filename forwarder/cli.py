@@ -1,0 +1,182 @@
+"""The command line. Whatever goes wrong ends in one line on standard error and an exit code.
+
+What a command needs is imported when it runs: `forwarder --version` loads nothing but click.
+"""
+# ruff: noqa: PLC0415
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forwarder import __version__
+from forwarder.errors import ForwarderError
+
+if TYPE_CHECKING:
+    from forwarder.config import Loaded
+
+STATUS_TIMEOUT_S = 10.0
+STOP_MARGIN_S = 15.0
+"""Beyond the drain itself: the supervisor's own margin, and closing."""
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; what it raises on purpose becomes its exit code."""
+        try:
+            return super().invoke(ctx)
+        except ForwarderError as error:
+            click.echo(one_line(str(error)), err=True)
+            raise click.exceptions.Exit(error.code) from error
+
+
+def one_line(text: str) -> str:
+    """Text from files and file names, safe to print as one line."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
+    )
+
+
+def main() -> None:
+    """The `forwarder` command."""
+    commands(prog_name="forwarder")
+
+
+_config = click.option(
+    "-c",
+    "--config",
+    "file",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Configuration file; it names the instance.",
+)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s", prog_name="forwarder")
+def commands() -> None:
+    """Make a remote TCP port a local one, each connection striped over many sockets."""
+
+
+@commands.command()
+@_config
+@click.option("--daemon", is_flag=True, help="Return once it serves, and go on in the background.")
+@click.option("--pid-file", metavar="F", type=click.Path(path_type=Path), help="Write the process id here.")
+@click.option("--workers", metavar="N", type=click.IntRange(0, 64), help="Worker processes; 0: one per usable core.")
+@click.option(
+    "--log-level",
+    metavar="L",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="debug, info, warning or error.",
+)
+def start(file: Path, daemon: bool, pid_file: Path | None, workers: int | None, log_level: str | None) -> None:
+    """Run an instance, in the foreground unless told otherwise."""
+    loaded = _load(file)
+    from msgspec.structs import replace
+
+    from forwarder.config import usable_cores
+    from forwarder.supervisor import run
+
+    settings = loaded.settings
+    if workers is not None:
+        settings = replace(settings, workers=workers or usable_cores())
+    if log_level is not None:
+        settings = replace(settings, log=replace(settings.log, level=log_level))
+    raise click.exceptions.Exit(run(settings, file.absolute(), pid_file, daemon))
+
+
+@commands.command()
+@_config
+@click.option("--now", is_flag=True, help="Close open connections at once.")
+def stop(file: Path, now: bool) -> None:
+    """Stop the running instance; it finishes what is open first."""
+    from forwarder.config import find_instance
+
+    instance = find_instance(file)
+    timeout_s = STOP_MARGIN_S + (0.0 if now else instance.drain_timeout_s)
+    _ask(instance.control_socket, {"command": "stop", "now": now}, timeout_s)
+
+
+@commands.command()
+@_config
+@click.option("--json", "as_json", is_flag=True, help="The answer as one JSON object.")
+def status(file: Path, as_json: bool) -> None:
+    """Show what the running instance does."""
+    from forwarder.config import find_instance
+
+    answer = _ask(find_instance(file).control_socket, {"command": "status"}, STATUS_TIMEOUT_S)
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    from msgspec import ValidationError
+
+    from forwarder.render import print_status
+
+    try:
+        print_status(answer)
+    except ValidationError as error:
+        raise ForwarderError(f"the answer is not one of this version: {error}") from error
+
+
+@commands.command()
+@_config
+def check(file: Path) -> None:
+    """Validate a configuration and print what is in effect, keys hidden."""
+    loaded = _load(file)
+    from forwarder.effective import effective_toml
+
+    click.echo(effective_toml(loaded.settings), nl=False)
+
+
+@commands.command()
+@click.argument("role", type=click.Choice(["client", "server"]))
+@click.option(
+    "-o",
+    "directory",
+    metavar="DIR",
+    default=".",
+    type=click.Path(path_type=Path),
+    help="Where to write; default: here.",
+)
+def init(role: Any, directory: Path) -> None:
+    """Write a commented starter configuration with a fresh key."""
+    from forwarder.starter import write_starter
+
+    written = write_starter(role, directory)
+    other = "server" if role == "client" else "client"
+    click.echo(f"{written.config_file}: written")
+    click.echo(f"{written.key_file}: {'a fresh key' if written.fresh else 'kept, it holds a key already'}")
+    click.echo(f"The {other} needs the same key: copy {written.key_file.name} there over a safe way.")
+
+
+@commands.command()
+def genkey() -> None:
+    """Print 32 random bytes in base64."""
+    from forwarder.keys import new_key
+
+    click.echo(new_key())
+
+
+def _load(file: Path) -> "Loaded":
+    """The checked configuration; warnings go to standard error."""
+    from forwarder.config import load
+
+    loaded = load(file)
+    for warning in loaded.warnings:
+        click.echo(one_line(f"warning: {warning}"), err=True)
+    return loaded
+
+
+def _ask(control_socket: Path, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """The running instance's answer; ForwarderError if there is none, or a refusal."""
+    from forwarder.control import ControlError, request
+
+    try:
+        answer = request(control_socket, message, timeout_s)
+    except ControlError as error:
+        raise ForwarderError(str(error)) from error
+    if "error" in answer:
+        raise ForwarderError(str(answer["error"]))
+    return answer

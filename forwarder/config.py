@@ -1,0 +1,300 @@
+"""A configuration file -> `workers.settings.Settings`.
+
+`forwarder.document` has checked every table by itself. Here: keys are read, names and ports compared across tables,
+paths made absolute and defaults filled in. Nothing is looked up in the network.
+"""
+
+import grp
+import os
+import pwd
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from forwarder import keys
+from forwarder.document import parse, read_file, read_text, shown
+from forwarder.errors import ConfigError
+from forwarder.schema import (
+    Auth,
+    ClientFile,
+    ClientTunnel,
+    File,
+    ServerFile,
+    ServerTunnel,
+    Size,
+    Table,
+    Text,
+    Time,
+    Tunnel,
+)
+from forwarder.units import address_family, parse_endpoint, parse_time
+from workers.settings import Address, Key, LogSettings, Settings, StripeClientTunnel, StripeServerTunnel
+
+SOCKET_PATH_BYTES_MAX = 107  # sun_path without its zero
+PATH_SHOWN_MAX = 1024
+WORKERS_MAX = 64
+
+SETTING_NAMES = {
+    "window_max": "window_max_bytes",
+    "frame_max": "frame_max_bytes",
+    "resume_timeout": "resume_timeout_s",
+    "connect_timeout": "connect_timeout_s",
+    "handshake_timeout": "handshake_timeout_s",
+    "idle_timeout": "idle_timeout_s",
+    "rotate_after": "rotate_after_s",
+    "dial_rate": "dial_rate_per_s",
+    "drain_timeout": "drain_timeout_s",
+}
+"""File keys whose settings carry the unit in their name; all others are named alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, and what its owner should know although it is no mistake: one line each."""
+
+    settings: Settings
+    warnings: tuple[str, ...]
+
+
+def load(file: Path) -> Loaded:
+    """Reads and checks `file`. Raises ConfigError with the first mistake."""
+    return _Loader(file).load()
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """How to reach the instance that a file names."""
+
+    control_socket: Path
+    drain_timeout_s: float
+
+
+def find_instance(file: Path) -> Instance:
+    """Reads no more of `file` than this takes: a mistake elsewhere must not keep anybody from stopping an instance.
+
+    Raises ConfigError if the file cannot be read or is not TOML.
+    """
+    document = parse(file, read_text(file))
+    control = document.get("control")
+    named = control.get("socket") if isinstance(control, dict) else None
+    try:
+        drain_timeout_s = parse_time(document.get("drain_timeout"))
+    except ValueError:
+        drain_timeout_s = default_of(Settings, "drain_timeout_s")
+    return Instance(_control_socket(file, named if isinstance(named, str) else None), drain_timeout_s)
+
+
+def default_of(shape: type[msgspec.Struct], field: str) -> Any:
+    """The default value of a setting."""
+    return next(each.default for each in msgspec.structs.fields(shape) if each.name == field)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, at most as many as there may be workers."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, WORKERS_MAX)
+
+
+def _control_socket(file: Path, named: str | None) -> Path:
+    """The socket's absolute path; by default from the stem of the file's name, in a directory of this user."""
+    if named is not None:
+        return _beside(file, named)
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() == 0:
+        directory = Path("/run/forwarder")
+    elif runtime:
+        directory = Path(runtime) / "forwarder"
+    else:
+        directory = Path(tempfile.gettempdir()) / f"forwarder-{os.geteuid()}"
+    return directory / f"{file.stem}.sock"
+
+
+def _beside(file: Path, name: str) -> Path:
+    """A path that a configuration file names: relative to that file."""
+    return file.absolute().parent / name
+
+
+class _Loader:
+    """One file on its way to Settings; stops at the first mistake."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.warnings: list[str] = []
+
+    def load(self) -> Loaded:
+        """The checks in an order near the document's."""
+        tables = read_file(self.file)
+        ends: dict[str, Any]
+        if isinstance(tables, ClientFile):
+            ends = {"keys": (self._key("auth", tables.auth),), "client_tunnels": self._client_tunnels(tables.tunnel)}
+        else:
+            ends = {"keys": self._server_keys(tables), "server_tunnels": self._server_tunnels(tables.tunnel)}
+        if tables.metrics:
+            self.warnings.append("metrics: not served by this version")
+        settings = Settings(
+            metrics_listen=Address(*parse_endpoint(tables.metrics.listen)) if tables.metrics else None,
+            **self._general(tables),
+            **ends,
+        )
+        return Loaded(settings, tuple(self.warnings))
+
+    def _mistake(self, key: str, expected: str, found: str) -> ConfigError:
+        return ConfigError.mistake(self.file, key, expected, found)
+
+    def _general(self, tables: File) -> dict[str, Any]:
+        """What is neither a key nor a tunnel."""
+        socket = _control_socket(self.file, tables.control.socket)
+        if len(os.fsencode(socket)) > SOCKET_PATH_BYTES_MAX:
+            raise self._mistake(
+                "control.socket",
+                f"a path of at most {SOCKET_PATH_BYTES_MAX} bytes",
+                shown(str(socket), limit=PATH_SHOWN_MAX),
+            )
+        self._check_account("user", tables.user, pwd.getpwnam, pwd.getpwuid)
+        self._check_account("group", tables.group, grp.getgrnam, grp.getgrgid)
+        log = _given(tables.log)
+        if tables.log.file is not None:
+            log["file"] = str(_beside(self.file, tables.log.file))
+        general = _given(tables, leave_out=("auth", "client", "tunnel", "control", "metrics", "log", "workers"))
+        workers = tables.workers or usable_cores()
+        return general | {"workers": workers, "control_socket": str(socket), "log": LogSettings(**log)}
+
+    def _check_account(
+        self, key: str, name: str | None, by_name: Callable[[str], Any], by_id: Callable[[int], Any]
+    ) -> None:
+        try:
+            if name is not None:
+                _ = by_id(int(name)) if name.isdecimal() else by_name(name)
+        except (KeyError, OverflowError):
+            raise self._mistake(key, f"a {key} of this host", shown(name)) from None
+
+    def _key(self, where: str, auth: Auth, tunnels: frozenset[str] | None = None) -> Key:
+        """The key that a table holds or points to."""
+        if auth.key is not None:
+            return self._inline_key(where, auth, tunnels)
+        key, file = f"{where}.key_file", _beside(self.file, str(auth.key_file))
+        name = shown(auth.key_file, limit=PATH_SHOWN_MAX)
+        try:
+            secret, exposed = keys.read_key_file(file)
+        except OSError as error:
+            raise self._mistake(key, "a readable file", f"{name}: {error.strerror}") from error
+        except keys.KeyMistake as error:
+            raise self._mistake(key, "32 bytes in base64", f"{error} in {name}") from error
+        if exposed:
+            self.warnings.append(f"{key}: every user of this host may read {file}")
+        return Key(auth.key_id, secret, tunnels)
+
+    def _inline_key(self, where: str, auth: Auth, tunnels: frozenset[str] | None) -> Key:
+        try:
+            secret = keys.decode(str(auth.key))
+        except keys.KeyMistake as error:
+            raise self._mistake(f"{where}.key", "32 bytes in base64", str(error)) from error
+        if keys.is_exposed(self.file):
+            self.warnings.append(f"{where}.key: every user of this host may read {self.file}")
+        return Key(auth.key_id, secret, tunnels)
+
+    def _server_keys(self, tables: ServerFile) -> tuple[Key, ...]:
+        """One key per [[client]], each under a name of its own."""
+        names = {tunnel.name for tunnel in tables.tunnel}
+        result: list[Key] = []
+        for index, client in enumerate(tables.client):
+            where = _path("client", index, client.key_id)
+            for earlier, other in enumerate(tables.client[:index]):
+                if other.key_id == client.key_id:
+                    taken = f"{shown(client.key_id)} as in client[{earlier + 1}]"
+                    raise self._mistake(f"{where}.key_id", "a key_id of its own", taken)
+            for number, name in enumerate(client.tunnels or ()):
+                if name not in names:
+                    known = ", ".join(shown(name) for name in sorted(names))
+                    raise self._mistake(
+                        f"{where}.tunnels[{number + 1}]", f"the name of a tunnel ({known})", shown(name)
+                    )
+            tunnels = None if client.tunnels is None else frozenset(client.tunnels)
+            result.append(self._key(where, client, tunnels))
+        return tuple(result)
+
+    def _client_tunnels(self, tables: Sequence[ClientTunnel]) -> tuple[StripeClientTunnel, ...]:
+        self._check_names(tables)
+        tunnels = tuple(
+            StripeClientTunnel(
+                index=index,
+                local=Address("127.0.0.1", table.local_port)
+                if table.local_port is not None
+                else Address(*parse_endpoint(str(table.local))),
+                remote_end=Address(str(table.host), table.host_port),
+                **_given(table, leave_out=("mode", "host", "host_port", "local", "local_port")),
+            )
+            for index, table in enumerate(tables)
+        )
+        locals_ = [(tunnel.name, tunnel.local) for tunnel in tunnels]
+        self._check_addresses(locals_, ["local" if table.local else "local_port" for table in tables])
+        for index, tunnel in enumerate(tunnels):
+            for earlier in tunnels[:index]:
+                if earlier.remote_end == tunnel.remote_end:
+                    key = f"{_path('tunnel', index, tunnel.name)}.host_port"
+                    taken = f"{tunnel.remote_end} as in {_path('tunnel', earlier.index, earlier.name)}"
+                    raise self._mistake(key, "a port that no other tunnel has at this host", taken)
+        return tunnels
+
+    def _server_tunnels(self, tables: Sequence[ServerTunnel]) -> tuple[StripeServerTunnel, ...]:
+        self._check_names(tables)
+        tunnels = tuple(
+            StripeServerTunnel(
+                index=index,
+                listen=Address(str(table.listen or "::"), table.host_port),
+                target=Address("127.0.0.1", table.remote_port)
+                if table.remote_port is not None
+                else Address(*parse_endpoint(str(table.remote))),
+                **_given(table, leave_out=("mode", "listen", "host_port", "remote", "remote_port")),
+            )
+            for index, table in enumerate(tables)
+        )
+        self._check_addresses([(tunnel.name, tunnel.listen) for tunnel in tunnels], ["host_port"] * len(tables))
+        return tunnels
+
+    def _check_names(self, tables: Sequence[Tunnel]) -> None:
+        first: dict[str, int] = {}
+        for index, table in enumerate(tables):
+            if first.setdefault(table.name, index) != index:
+                taken = f"{shown(table.name)} as in tunnel[{first[table.name] + 1}]"
+                raise self._mistake(f"{_path('tunnel', index, table.name)}.name", "a name of its own", taken)
+
+    def _check_addresses(self, listening: Sequence[tuple[str, Address]], keys_: Sequence[str]) -> None:
+        """No two tunnels may listen on one port of one address; `keys_` are what to report them at."""
+        for index, (name, address) in enumerate(listening):
+            for earlier, (other_name, other) in enumerate(listening[:index]):
+                if overlap(address, other):
+                    key = f"{_path('tunnel', index, name)}.{keys_[index]}"
+                    taken = f"{address} beside {other} of {_path('tunnel', earlier, other_name)}"
+                    raise self._mistake(key, "a port that no other tunnel listens on", taken)
+
+
+def overlap(one: Address, other: Address) -> bool:
+    """Whether no two sockets can listen on both. `::` is all addresses of both families; names are not looked up."""
+    if one.port != other.port:
+        return False
+    hosts = {one.host, other.host}
+    if len(hosts) == 1 or "::" in hosts:
+        return True
+    return "0.0.0.0" in hosts and all(address_family(host) == 4 for host in hosts)
+
+
+def _path(table: str, index: int, name: str) -> str:
+    return f"{table}[{index + 1}] {shown(name)}"
+
+
+def _given(table: Table, leave_out: Collection[str] = ()) -> dict[str, Any]:
+    """The keys that a table has, under their settings' names, as plain values."""
+    given = ((key, getattr(table, key)) for key in table.__struct_fields__ if key not in leave_out)
+    return {SETTING_NAMES.get(key, key): _plain(value) for key, value in given if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A value of the schema's own classes -> the built-in type that it extends."""
+    return next(
+        (kind(value) for own, kind in ((Size, int), (Time, float), (Text, str)) if isinstance(value, own)), value
+    )

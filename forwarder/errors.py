@@ -1,0 +1,46 @@
+"""What ends a command: one line for standard error and an exit code (of sysexits.h where it has a fitting one)."""
+
+from pathlib import Path
+
+
+class ForwarderError(Exception):
+    """Failed while running."""
+
+    code = 1
+
+
+class ConfigError(ForwarderError):
+    """A mistake in a configuration file, or in a file that it names."""
+
+    code = 78
+
+    @classmethod
+    def syntax(cls, file: Path, line: int, problem: str) -> "ConfigError":
+        """The text is not TOML; `line` counts from 1."""
+        return cls(f"{file}:{line}: {problem}")
+
+    @classmethod
+    def mistake(cls, file: Path, key: str, expected: str, found: str) -> "ConfigError":
+        """`key` is the full path of the key, such as `tunnel[1] "web".host_port`; `found` never shows a secret."""
+        return cls(f"{file}: {key}: expected {expected}, found {found}")
+
+
+class Unavailable(ForwarderError):
+    """A needed resource is missing or taken: a port, a device."""
+
+    code = 69
+
+
+class NotPermitted(ForwarderError):
+    """The rights for it are missing."""
+
+    code = 77
+
+
+class BootError(ForwarderError):
+    """The instance cannot start, and another try would not help: `code` is the exit code, `message` one line."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message

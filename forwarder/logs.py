@@ -1,0 +1,217 @@
+"""The log: one record a line, a fixed sentence and then its values, as text or JSON.
+
+`log(INFO, "a worker is ready", worker=0)` is the standard library's `logger.info("a worker is ready", {"worker": 0})`,
+which takes a single dict as the record's arguments.
+
+Only the supervisor holds the log file. Workers send it finished lines over a datagram socket, so a rotated file is
+reopened in one place, by who may open it. Nothing here blocks or raises: a line that cannot be written is counted,
+and the count is logged with the next line that can.
+"""
+
+import json
+import logging
+import os
+import select
+import socket
+import stat
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from forwarder.errors import BootError
+from workers.settings import LogSettings
+
+LOGGER = logging.getLogger("forwarder")
+STDERR = 2
+# A pipe that polls writable takes this much without blocking (POSIX PIPE_BUF on Linux).
+PIPE_LINE_MAX = 4096
+# One datagram; a traceback is cut here.
+WORKER_LINE_MAX = 32768
+
+
+class LineFormatter(logging.Formatter):
+    """One line a record: `time LEVEL process: sentence key=value` or a JSON object of the same."""
+
+    def __init__(self, process: str, json_lines: bool) -> None:
+        super().__init__()
+        self._process = process
+        self._json = json_lines
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        stamp = f"{seconds}.{int(record.msecs):03d}Z"
+        values: dict[str, object] = {}
+        if isinstance(record.args, Mapping):
+            sentence, values = str(record.msg), dict(record.args)
+        else:
+            sentence = record.getMessage()
+        if record.exc_info:
+            values["error"] = self.formatException(record.exc_info)
+        if self._json:
+            head = {"time": stamp, "level": record.levelname.lower(), "process": self._process, "message": sentence}
+            return json.dumps({**values, **head}, default=str)
+        tail = "".join(f" {key}={_plain(value)}" for key, value in values.items())
+        return f"{stamp} {record.levelname} {self._process}: {_one_line(sentence)}{tail}"
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _plain(value: object) -> str:
+    """A value as `key=value` shows it: quoted only where it would not read as one word."""
+    text = str(value)
+    if text and text.isprintable() and not any(c in ' "=' for c in text):
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+class Output(ABC):
+    """Where finished lines go; counts those that did not get there."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+
+    def write(self, line: bytes) -> None:
+        """Takes a whole line with its line feed."""
+        if self.lost:
+            line = b"(%d log lines were lost here)\n" % self.lost + line
+        if self._put(line):
+            self.lost = 0
+        else:
+            self.lost += 1
+
+    @abstractmethod
+    def _put(self, line: bytes) -> bool:
+        """True if the line was taken."""
+
+
+class FileOutput(Output):
+    """A file that is appended to, or standard error (`path` None)."""
+
+    def __init__(self, path: str | None) -> None:
+        """Raises BootError if the file cannot be opened; later trouble with it only loses lines."""
+        super().__init__()
+        self._path = None if path is None else os.path.abspath(path)
+        self._fd = STDERR
+        if self._path is not None:
+            try:
+                self._fd = _open_log(self._path)
+            except OSError as error:
+                code = 77 if isinstance(error, PermissionError) else 78
+                raise BootError(code, f"[log] file: cannot open {path}: {error.strerror}") from None
+        self._may_block = _may_block(self._fd)
+
+    def reopen(self) -> None:
+        """Opens the path anew, after a rotation; keeps the old file if that fails. Raises OSError then."""
+        if self._path is None:
+            return
+        fd = _open_log(self._path)
+        self.close()
+        self._fd = fd
+        self._may_block = _may_block(fd)
+
+    def close(self) -> None:
+        if self._fd not in (STDERR, -1):
+            os.close(self._fd)
+        self._fd = -1
+
+    def _put(self, line: bytes) -> bool:
+        try:
+            if self._may_block:
+                if len(line) > PIPE_LINE_MAX:
+                    line = line[: PIPE_LINE_MAX - 1] + b"\n"
+                poll = select.poll()
+                poll.register(self._fd, select.POLLOUT)
+                if not any(events & select.POLLOUT for _, events in poll.poll(0)):
+                    return False
+            return os.write(self._fd, line) == len(line)
+        except OSError:
+            return False
+
+
+def _open_log(path: str) -> int:
+    """Non-blocking, for the sake of a FIFO without a reader."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    return os.open(path, flags, 0o640)
+
+
+def _may_block(fd: int) -> bool:
+    try:
+        return not stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
+class WorkerOutput(Output):
+    """A worker's end of the socket pair whose other end the supervisor writes to the file. Owns the socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self._sock = sock
+        sock.setblocking(False)
+
+    def _put(self, line: bytes) -> bool:
+        if len(line) > WORKER_LINE_MAX:
+            line = line[: WORKER_LINE_MAX - 1] + b"\n"
+        try:
+            return self._sock.send(line) == len(line)
+        except OSError:
+            return False
+
+
+class WorkerLines:
+    """The socket pair by which finished lines of all workers reach the one Output."""
+
+    def __init__(self) -> None:
+        self._receiver, self.sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._receiver.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._receiver.fileno()
+
+    def pass_on(self, output: Output, lines_max: int = 256) -> None:
+        """Writes what has arrived, within reason for one turn."""
+        for _ in range(lines_max):
+            try:
+                line = self._receiver.recv(WORKER_LINE_MAX)
+            except OSError:
+                return
+            output.write(line)
+
+    def close_in_child(self) -> None:
+        self._receiver.close()
+
+    def close(self) -> None:
+        self._receiver.close()
+        self.sender.close()
+
+
+class LineHandler(logging.Handler):
+    """Hands formatted lines to an Output; a record that cannot be formatted is counted as lost."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+        except Exception:  # a mistake in a log call must not stop traffic
+            self._output.lost += 1
+            return
+        self._output.write(line)
+
+
+def log(level: int, sentence: str, /, **values: object) -> None:
+    """Logs a fixed sentence and its values, for the supervisor's side."""
+    LOGGER.log(level, sentence, *([values] if values else []))
+
+
+def set_up(settings: LogSettings, output: Output, process: str) -> None:
+    """Makes `output` the only place that this process logs to; `process` names it in every line."""
+    handler = LineHandler(output)
+    handler.setFormatter(LineFormatter(process, settings.format == "json"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.level.upper())

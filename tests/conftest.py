@@ -1,0 +1,59 @@
+"""What every test gets: a deadline, and one Hypothesis profile."""
+
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+import hypothesis
+import pytest
+
+DEADLINE_S = 120.0
+
+# Machines differ in speed, so no deadline per example: the test's own is what counts.
+hypothesis.settings.register_profile("forwarder", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("forwarder")
+
+
+class DeadlineExceeded(BaseException):
+    """The test took too long. No Exception, so that neither the code under test nor Hypothesis handles it."""
+
+
+@contextmanager
+def alarm(seconds: float) -> Generator[None, None, None]:
+    """Raise DeadlineExceeded in the main thread after `seconds`, again every second in case it gets lost.
+
+    Works under gevent too: its loop hands what a signal handler raises to the main greenlet.
+    """
+
+    def expire(_signal: int, _frame: FrameType | None) -> None:
+        raise DeadlineExceeded(f"not done after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def limited(item: pytest.Item) -> Generator[None, object, object]:
+    marker = item.get_closest_marker("deadline")
+    with alarm(marker.args[0] if marker else DEADLINE_S):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from limited(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from limited(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from limited(item))

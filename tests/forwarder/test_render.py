@@ -1,0 +1,163 @@
+"""`status` for people."""
+
+import io
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from forwarder.render import amount, duration, print_status
+
+CARRIER: dict[str, Any] = {
+    "id": 1,
+    "worker": 0,
+    "kind": "stripe",
+    "local": "10.0.0.1:40000",
+    "peer": "[2001:db8::1]:9000",
+    "state": "up",
+    "rtt_ms": 12.34,
+    "loss": 0.01,
+    "rate_bps": 1e7,
+    "in_flight_bytes": 1000,
+    "age_s": 3.0,
+    "bytes_in": 1,
+    "bytes_out": 2,
+}
+ANSWER: dict[str, Any] = {
+    "role": "client",
+    "version": "0.1.0",
+    "pid": 4242,
+    "uptime_s": 3725.5,
+    "workers": [
+        {
+            "id": 0,
+            "serial": 7,
+            "pid": 4243,
+            "state": "up",
+            "streams": 3,
+            "conversations": 0,
+            "carriers": 2,
+            "restarts": 5,
+            "arena_used_bytes": 1 << 20,
+            "arena_bytes": 64 << 20,
+        }
+    ],
+    "tunnels": [
+        {
+            "name": "web",
+            "mode": "stripe",
+            "state": "degraded",
+            "bytes_in": 1500,
+            "bytes_out": 0,
+            "flows_open": 3,
+            "flows_total": 17,
+            "flows_reset": 1,
+            "sessions": [
+                {
+                    "id": "0123456789abcdef",
+                    "key_id": "laptop",
+                    "peer": "[2001:db8::1]:9000",
+                    "carriers_up": 2,
+                    "carriers_wanted": 10,
+                    "reinjected_bytes": 5 << 30,
+                    "duplicate_bytes": 0,
+                    "resumes": 4,
+                    "carriers": [
+                        CARRIER,
+                        CARRIER | {"id": 2, "rtt_ms": 50.0},
+                        CARRIER | {"rtt_ms": 999.0, "state": "down"},
+                    ],
+                }
+            ],
+        }
+    ],
+}
+
+
+def rendered(answer: dict[str, Any], width: int = 120, terminal: bool = False) -> str:
+    stream = io.StringIO()
+    console = Console(
+        file=stream, width=width, force_terminal=terminal, color_system="standard" if terminal else None, markup=False
+    )
+    print_status(answer, console)
+    return stream.getvalue()
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_status_shows_instance_tunnels_sessions_and_workers() -> None:
+    text = rendered(ANSWER)
+    assert text.startswith("forwarder 0.1.0 client, pid 4242, up 1 h 2 min\n")
+    assert "web stripe degraded 3 17 1 1.46 KiB 0 B".split() in rows(text)
+    assert "web laptop [2001:db8::1]:9000 2 10 12.3-50 ms 5 GiB 0 B 4".split() in rows(text)
+    assert "0 up 4243 3 2 5 1 MiB 64 MiB".split() in rows(text)
+
+
+def test_status_without_sessions_has_no_table_of_them() -> None:
+    tunnel = ANSWER["tunnels"][0] | {"sessions": []}
+    text = rendered(ANSWER | {"tunnels": [tunnel]})
+    assert "Tunnels" in text and "Sessions" not in text
+
+
+def test_session_without_a_carrier_has_no_round_trip_time() -> None:
+    session = ANSWER["tunnels"][0]["sessions"][0] | {"carriers": []}
+    text = rendered(ANSWER | {"tunnels": [ANSWER["tunnels"][0] | {"sessions": [session]}]})
+    assert "web laptop [2001:db8::1]:9000 2 10 - 5 GiB 0 B 4".split() in rows(text)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_status_fits_the_width_and_loses_nothing(width: int) -> None:
+    text = rendered(ANSWER, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    squeezed = "".join(text.split())
+    assert all(digits in squeezed for digits in ("4242", "4243"))
+
+
+def test_colours_are_for_terminals_only() -> None:
+    assert "\x1b" not in rendered(ANSWER)
+    assert "\x1b" in rendered(ANSWER, terminal=True)
+
+
+def test_key_of_a_later_version_is_ignored() -> None:
+    assert rendered(ANSWER | {"novelty": 1}) == rendered(ANSWER)
+
+
+def test_answer_without_what_it_needs_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        rendered({"role": "client"})
+
+
+@pytest.mark.parametrize(
+    ("count_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (1536, "1.5 KiB"),
+        (1023 * 1024, "1023 KiB"),
+        ((1 << 20) - 1, "1 MiB"),
+        (10 << 30, "10 GiB"),
+        (3 << 60, "3072 PiB"),
+    ],
+)
+def test_amount_has_three_figures(count_bytes: int, text: str) -> None:
+    assert amount(count_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("time_s", "text"),
+    [
+        (0, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min 0 s"),
+        (3600, "1 h 0 min"),
+        (90061, "1 d 1 h"),
+        (86400 * 400, "400 d 0 h"),
+    ],
+)
+def test_duration_has_two_units(time_s: float, text: str) -> None:
+    assert duration(time_s) == text

@@ -1,0 +1,188 @@
+"""An instance whose workers are fakes, as a program of its own: `python -m tests.system.supervised PLAN.json`.
+
+The fakes speak the channel's protocol, beat, and append what happens to them to a journal of JSON lines. They prove
+what memory they share by writing their serial into their arena and into every ring to a peer.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import select
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from forwarder.supervisor import Timing, run
+from workers.boot import (
+    Boot,
+    Drain,
+    Drained,
+    Failed,
+    PeerGone,
+    PeerJoined,
+    Quit,
+    Ready,
+    StatusReply,
+    StatusRequest,
+    ToWorker,
+)
+from workers.settings import Settings
+from workers.status import SessionStatus, TunnelStatus, WorkerReport, WorkerStatus
+
+BEAT_S = 0.05
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """behaviour: slot -> what its first process does (all: every process of every slot)."""
+
+    settings: Settings
+    timing: dict[str, float] = {}
+    behaviour: dict[str, str] = {}
+    journal: str
+    pid_file: str | None = None
+    daemon: bool = False
+
+
+class FakeWorker:
+    def __init__(self, boot: Boot, behaviour: str, journal: int) -> None:
+        self.boot = boot
+        self.behaviour = behaviour
+        self.journal = journal
+        self.serials = {boot.slot: boot.serial}
+        self.arenas: dict[int, int] = {}
+        self.from_rings: dict[int, int] = {}
+        self.inbox_count = 0
+        self.drain_at: float | None = None
+
+    def note(self, event: str, **values: Any) -> None:
+        line = {"event": event, "slot": self.boot.slot, "serial": self.boot.serial, "pid": os.getpid(), **values}
+        os.write(self.journal, json.dumps(line).encode() + b"\n")
+
+    def run(self) -> None:
+        self.note("born", peers=[[p.slot, p.serial] for p in self.boot.peers], uid=os.getuid(), stray=self.stray_fds())
+        if self.behaviour == "crash":
+            raise RuntimeError("this fake crashes")
+        if self.behaviour == "fail":
+            self.send(Failed(78, "this fake cannot start"))
+            return
+        os.pwrite(self.boot.arena, self.boot.serial.to_bytes(8), 0)
+        for peer in self.boot.peers:
+            self.meet(peer.slot, peer.serial, peer.arena, peer.to_peer.memory, peer.from_peer.memory)
+        if self.behaviour != "late":
+            self.send(Ready())
+        logging.getLogger("fake").info("a fake is born", {"slot": self.boot.slot, "note": "two words"})
+        while self.turn():
+            pass
+        self.note("leaving")
+
+    def meet(self, slot: int, serial: int, arena: int, to_ring: int, from_ring: int) -> None:
+        self.serials[slot] = serial
+        self.arenas[slot], self.from_rings[slot] = arena, from_ring
+        os.pwrite(to_ring, self.boot.serial.to_bytes(8), 0)
+        self.boot.inboxes[slot].send(b"hello")
+
+    def stray_fds(self) -> list[str]:
+        """What is open that the boot parameters do not explain."""
+        boot = self.boot
+        known = {0, 1, 2, self.journal, boot.arena, boot.lifetime, boot.channel.fileno(), boot.inbox.fileno()}
+        known |= {sock.fileno() for sock in boot.inboxes.values()}
+        known |= {sock.fileno() for socks in boot.listeners.values() for sock in socks}
+        for peer in boot.peers:
+            known.add(peer.arena)
+            known |= {*dataclasses.astuple(peer.to_peer), *dataclasses.astuple(peer.from_peer)}
+        stray = []
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) not in known and os.path.exists(f"/proc/self/fd/{name}"):
+                stray.append(os.readlink(f"/proc/self/fd/{name}"))
+        return stray
+
+    def turn(self) -> bool:
+        if self.behaviour != "hang":
+            self.boot.heartbeat[self.boot.slot] += 1
+        select.select([self.boot.channel], [], [], BEAT_S)
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self.boot.channel, 65536, 16)
+            except BlockingIOError:
+                break
+            if not data:
+                return False
+            if not self.on_message(msgspec.msgpack.decode(data, type=ToWorker), fds):
+                return False
+        if self.drain_at is not None and time.monotonic() >= self.drain_at:
+            self.send(Drained())
+            return False
+        return True
+
+    def on_message(self, message: ToWorker, fds: list[int]) -> bool:
+        self.note(type(message).__name__, message=msgspec.to_builtins(message))
+        match message:
+            case StatusRequest(request) if self.behaviour != "mute":
+                self.report(request)
+            case Drain() if self.behaviour != "stubborn":
+                self.drain_at = time.monotonic() + (0.5 if self.behaviour == "slow" else 0.0)
+            case Quit():
+                return self.behaviour == "stubborn"
+            case PeerGone(slot, serial):
+                assert self.serials.pop(slot) == serial
+            case PeerJoined(slot, serial):
+                arena, to_ring, _, _, from_ring, _, _ = fds
+                kinds = [os.readlink(f"/proc/self/fd/{fd}").split(" ")[0] for fd in fds]
+                self.note("joined", kinds=kinds)
+                self.meet(slot, serial, arena, to_ring, from_ring)
+            case _:
+                pass
+        return True
+
+    def report(self, request: int) -> None:
+        while True:
+            try:
+                self.boot.inbox.recv(100)
+            except BlockingIOError:
+                break
+            self.inbox_count += 1
+        seen = {"inbox": self.inbox_count}
+        for slot in self.serials.keys() - {self.boot.slot}:
+            seen[f"arena_{slot}"] = int.from_bytes(os.pread(self.arenas[slot], 8, 0))
+            seen[f"ring_{slot}"] = int.from_bytes(os.pread(self.from_rings[slot], 8, 0))
+        worker = WorkerStatus(self.boot.slot, self.boot.serial, os.getpid(), "up", 1, 0, 5, 99, 10, 1 << 30)
+        sessions = [
+            SessionStatus(f"{number:x}", "laptop", "", 5, 10, 1, 2, 3, [])
+            for number in self.boot.session_ids.values()
+        ]
+        tunnels = [
+            TunnelStatus(tunnel.name, "stripe", "up", 1, 2, 3, 4, 5, sessions)
+            for tunnel in (*self.boot.settings.client_tunnels, *self.boot.settings.server_tunnels)
+        ]
+        memory = os.memfd_create("report")
+        os.write(memory, msgspec.json.encode(WorkerReport(worker, tunnels, seen)))
+        self.send(StatusReply(request), [memory])
+        os.close(memory)
+
+    def send(self, message: msgspec.Struct, fds: list[int] | None = None) -> None:
+        socket.send_fds(self.boot.channel, [msgspec.msgpack.encode(message)], fds or [])
+
+
+def main(plan_file: Path) -> int:
+    plan = msgspec.json.decode(plan_file.read_bytes(), type=Plan)
+    journal = os.open(plan.journal, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    def worker_main(boot: Boot) -> None:
+        born = {json.loads(line)["slot"] for line in os.pread(journal, 1 << 20, 0).splitlines()}
+        first = boot.slot not in born
+        behaviour = plan.behaviour.get("all") or (plan.behaviour.get(str(boot.slot), "") if first else "")
+        FakeWorker(boot, behaviour, journal).run()
+
+    pid_file = Path(plan.pid_file) if plan.pid_file else None
+    timing = Timing(**plan.timing)
+    return run(
+        plan.settings, plan_file, pid_file, plan.daemon, worker_main=worker_main, timing=timing
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

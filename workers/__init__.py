@@ -1,0 +1,1 @@
+"""The data plane: one process a core, each with a shard of the carriers and flows."""

@@ -1,0 +1,124 @@
+"""What passes between the supervisor and a worker: the start parameters, and messages while it runs.
+
+`Boot` crosses by fork. Messages cross a SOCK_SEQPACKET socket pair, one msgpack value a packet, with descriptors
+(SCM_RIGHTS) where a message says so.
+"""
+
+import socket
+from dataclasses import dataclass, field
+
+import msgspec
+
+from workers.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class RingFds:
+    """One direction between two workers: the ring's memfd, the eventfd of new entries, the eventfd of freed ones."""
+
+    memory: int
+    published: int
+    freed: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFds:
+    """What a worker needs to meet another: its slot and serial, its arena, the ring to it and the ring from it."""
+
+    slot: int
+    serial: int
+    arena: int
+    to_peer: RingFds
+    from_peer: RingFds
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """All that a worker is born with. The worker owns the descriptors; the supervisor's copies stay its own.
+
+    serial: of this process; never used before by this supervisor, starts at random per boot, 32 bits, not 0.
+    boot_id: 64 random bits of this supervisor's start.
+    session_ids: client only: tunnel index -> 64-bit session id, the same in every worker and after a replacement.
+    listeners: tunnel index -> non-blocking listening sockets (client: applications; server: stripes).
+    inboxes: worker slot -> the sending end of that worker's SOCK_DGRAM inbox, for handing over accepted stripes;
+        `inbox` is the receiving end of this worker's own.
+    lifetime: read end of a pipe whose write end only the supervisor holds: readable means that the supervisor is gone.
+    heartbeat: a shared memory page of native u64, one per slot; this worker adds 1 to its own every half second.
+    """
+
+    slot: int
+    workers: int
+    serial: int
+    boot_id: int
+    settings: Settings
+    arena: int
+    arena_bytes: int
+    channel: socket.socket
+    inbox: socket.socket
+    lifetime: int
+    heartbeat: memoryview
+    inboxes: dict[int, socket.socket] = field(default_factory=dict)
+    session_ids: dict[int, int] = field(default_factory=dict)
+    listeners: dict[int, list[socket.socket]] = field(default_factory=dict)
+    peers: list[PeerFds] = field(default_factory=list)
+
+
+# worker -> supervisor
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The worker serves."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The worker cannot start, and another would not either: the supervisor stops with `code` and this one line."""
+
+    code: int
+    message: str
+
+
+class StatusReply(msgspec.Struct, frozen=True, tag="status_reply"):
+    """Comes with one descriptor: a memfd that holds a `WorkerReport` as JSON, from offset 0 to its end."""
+
+    request: int
+
+
+class Drained(msgspec.Struct, frozen=True, tag="drained"):
+    """Nothing is left to finish; the worker exits by itself with code 0."""
+
+
+# supervisor -> worker
+
+
+class StatusRequest(msgspec.Struct, frozen=True, tag="status"):
+    """Answer with StatusReply."""
+
+    request: int
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Accept nothing new, finish what is open, exit at the latest after `timeout_s`."""
+
+    timeout_s: float
+
+
+class Quit(msgspec.Struct, frozen=True, tag="quit"):
+    """Close everything and exit now."""
+
+
+class PeerGone(msgspec.Struct, frozen=True, tag="peer_gone"):
+    """That worker is dead and reaped: nobody reads or writes its memory but the receiver of this."""
+
+    slot: int
+    serial: int
+
+
+class PeerJoined(msgspec.Struct, frozen=True, tag="peer_joined"):
+    """A new worker in that slot. Comes with seven descriptors: arena, then memory, published, freed of the ring to it, then of the ring from it."""
+
+    slot: int
+    serial: int
+
+
+FromWorker = Ready | Failed | StatusReply | Drained
+ToWorker = StatusRequest | Drain | Quit | PeerGone | PeerJoined

@@ -1,0 +1,51 @@
+"""Which streams of one opener were seen: a closed stream must never be opened again by a frame that comes late.
+
+The counters of an opener are dense, so it is enough to keep the highest one seen and the gaps below it: every other counter was
+open once. The first counter seen need not be 0 (the opener may have used others before this memory began): up to EARLIER below it
+count as a gap, since they may arrive late, and all before as used.
+"""
+
+from bisect import bisect_right
+
+from workers.core.errors import RemoteProtocolError
+
+MAX_GAPS = 65_536
+EARLIER = 1024
+
+
+class SeenCounters:
+    """The counters that one opener has used so far, in any order of arrival. `_gaps` are disjoint (first, end), rising."""
+
+    __slots__ = ("_gaps", "_next")
+
+    def __init__(self) -> None:
+        self._next = -1
+        self._gaps: list[tuple[int, int]] = []
+
+    def admit(self, counter: int) -> bool:
+        """Whether `counter` is new; it is not from now on. Raises RemoteProtocolError where that would need more than MAX_GAPS gaps."""
+        if self._next < 0:
+            self._next = max(counter - EARLIER, 0)
+        gaps = self._gaps
+        if counter >= self._next:
+            if counter > self._next:
+                self._check_room(counter)
+                gaps.append((self._next, counter))
+            self._next = counter + 1
+            return True
+        place = bisect_right(gaps, counter, key=_first) - 1
+        if place < 0 or counter >= gaps[place][1]:
+            return False
+        first, end = gaps[place]
+        if first < counter < end - 1:
+            self._check_room(counter)
+        gaps[place : place + 1] = [gap for gap in ((first, counter), (counter + 1, end)) if gap[0] < gap[1]]
+        return True
+
+    def _check_room(self, counter: int) -> None:
+        if len(self._gaps) >= MAX_GAPS:
+            raise RemoteProtocolError(f"stream counter {counter} leaves more than {MAX_GAPS} gaps")
+
+
+def _first(gap: tuple[int, int]) -> int:
+    return gap[0]

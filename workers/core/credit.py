@@ -1,0 +1,97 @@
+"""Credit: how much a peer may send on one stream, and how the window follows the bandwidth-delay product.
+
+A stream's window starts at INITIAL_WINDOW and doubles while the application takes more than half a window in one round trip
+(dynamic right-sizing, as TCP's receive buffer does), up to a cap. The credit pool of a worker bounds the sum: a frame of n
+bytes may occupy a slot of up to 2n bytes and at least 4 KiB, so a window reserves what its worst case occupies. The sum of
+all pools stays below the ingress quota of any one arena, so whatever arrives finds a slot.
+"""
+
+INITIAL_WINDOW = 16 << 10
+INITIAL_FRAMES = 16
+MIN_SLOT = 4 << 10
+
+
+def frames_allowed(window: int) -> int:
+    """Frames that may be outstanding within a window of bytes: a tiny frame costs a slot, too."""
+    return INITIAL_FRAMES + (window - INITIAL_WINDOW) // (8 << 10)
+
+
+def reserve_bytes(window: int) -> int:
+    """The most arena that a window can occupy."""
+    return 2 * window + MIN_SLOT * frames_allowed(window)
+
+
+class CreditPool:
+    """What one worker may promise to all peers together, in bytes of arena."""
+
+    __slots__ = ("reserved", "total")
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.reserved = 0
+
+    def reserve(self, amount: int) -> bool:
+        """Take `amount`; False and nothing taken if the pool is short."""
+        if self.reserved + amount > self.total:
+            return False
+        self.reserved += amount
+        return True
+
+    def give_back(self, amount: int) -> None:
+        """Return what `reserve` took."""
+        self.reserved -= amount
+        assert self.reserved >= 0
+
+
+class ReceiveWindow:
+    """One stream's credit, as its receiver grants it. Reserves from the pool; `close` gives back."""
+
+    __slots__ = ("_cap", "_mark", "_mark_us", "_pool", "consumed", "consumed_frames", "credit", "frames", "window")
+
+    def __init__(self, pool: CreditPool, cap: int, now_us: int) -> None:
+        """The caller has reserved reserve_bytes(INITIAL_WINDOW) from the pool."""
+        self._pool = pool
+        self._cap = cap
+        self._mark = 0
+        self._mark_us = now_us
+        self.window = INITIAL_WINDOW
+        self.consumed = 0
+        self.consumed_frames = 0
+        self.credit = INITIAL_WINDOW
+        self.frames = INITIAL_FRAMES
+
+    def on_consumed(self, length: int, frames: int, now_us: int, rtt_us: int) -> None:
+        """The application took `length` bytes of `frames` frames; grows the window where a round trip of `rtt_us` filled half of it."""
+        self.consumed += length
+        self.consumed_frames += frames
+        elapsed = now_us - self._mark_us
+        taken = self.consumed - self._mark
+        if elapsed <= rtt_us:
+            if 2 * taken > self.window:
+                self._grow()
+                self._mark, self._mark_us = self.consumed, now_us
+        else:
+            if 2 * taken * rtt_us > self.window * elapsed:
+                self._grow()
+            self._mark, self._mark_us = self.consumed, now_us
+
+    def _grow(self) -> None:
+        window = min(2 * self.window, self._cap)
+        if window > self.window and self._pool.reserve(reserve_bytes(window) - reserve_bytes(self.window)):
+            self.window = window
+
+    def due(self) -> bool:
+        """Whether an eighth of the window, or of its frames, was consumed since credit was last announced."""
+        behind = self.consumed + self.window - self.credit
+        frames = frames_allowed(self.window)
+        return 8 * behind >= self.window or 8 * (self.consumed_frames + frames - self.frames) >= frames
+
+    def announce(self) -> tuple[int, int]:
+        """The credit to put into an ACK: (offset, frames). Never shrinks."""
+        self.credit = max(self.credit, self.consumed + self.window)
+        self.frames = max(self.frames, self.consumed_frames + frames_allowed(self.window))
+        return self.credit, self.frames
+
+    def close(self) -> None:
+        """Give the reservation back. Once."""
+        self._pool.give_back(reserve_bytes(self.window))

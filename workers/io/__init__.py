@@ -1,0 +1,1 @@
+"""Sockets, watchers and timers (gevent): where the core meets the kernel."""

@@ -1,0 +1,162 @@
+"""The client's end of a stripe tunnel in one worker: applications are accepted here and become streams."""
+
+import logging
+import os
+import socket
+from collections import deque
+from typing import Any
+
+from workers.core import frame
+from workers.core.session import Owner
+from workers.io import sockets
+from workers.io.context import Context, clock_us, session_number
+from workers.io.dial import Dialler
+from workers.io.endpoint import Endpoint
+from workers.io.session import Session
+from workers.io.stripe import Stripe
+from workers.settings import Key, StripeClientTunnel
+from workers.status import TunnelStatus
+
+READ = 1
+MAX_WAITING = 4096
+"""Applications that wait for the first stripe; more are refused."""
+
+log = logging.getLogger("forwarder.client")
+
+
+class ClientSession(Session):
+    """A session whose lost stripes are dialled again."""
+
+    dialler: Dialler | None = None
+
+    def on_stripe_lost(self, stripe: Stripe, why: str) -> None:
+        """See StripeOwner."""
+        was_ours = self.stripes.get(stripe.index) is stripe
+        super().on_stripe_lost(stripe, why)
+        if was_ours and self.dialler is not None:
+            self.dialler.on_stripe_lost(stripe.index)
+
+
+class ClientTunnel:
+    """Accepts from `listeners`, which all workers share, one connection a wake-up, so that the workers get even shares."""
+
+    def __init__(
+        self, context: Context, tunnel: StripeClientTunnel, key: Key, session_id: int, listeners: list[socket.socket]
+    ) -> None:
+        self.context = context
+        self.tunnel = tunnel
+        self._key = key
+        number = session_number(key.key_id, tunnel.name, session_id)
+        self.session = ClientSession(context, tunnel, frame.CLIENT, number, 0)
+        self._dialler = Dialler(context, tunnel, key, self.session, session_id, os.urandom)
+        self.session.dialler = self._dialler
+        self._waiting: deque[tuple[int, socket.socket]] = deque()
+        self._refused = 0
+        self._watchers: list[Any] = []
+        for listener in listeners:
+            watcher = context.loop.io(listener.fileno(), READ)
+            watcher.start(self._on_application, listener)
+            self._watchers.append(watcher)
+
+    def sessions(self) -> list[Session]:
+        """The sessions of this tunnel."""
+        return [self.session]
+
+    def find(self, number: int) -> Session | None:
+        """The session of that number."""
+        return self.session if number == self.session.number else None
+
+    def create(self, number: int, key_index: int) -> Session | None:
+        """A client has its session from the start."""
+        return None
+
+    def _on_application(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            return  # another worker was faster
+        except OSError as error:
+            log.warning("cannot accept tunnel=%s reason=%s", self.tunnel.name, error)
+            return
+        try:
+            sockets.prepare_application(sock)
+        except OSError:
+            sock.close()
+            return
+        self._dialler.on_stream_opened()
+        owner = None if self._waiting else self.session.choose_owner()
+        if owner is not None:
+            self._open(sock, owner)
+        elif len(self._waiting) < MAX_WAITING:
+            self._waiting.append((clock_us(), sock))
+        else:
+            self._refuse(sock)
+
+    def _refuse(self, sock: socket.socket) -> None:
+        self._refused += 1
+        sockets.close_with_reset(sock)
+
+    def _open(self, sock: socket.socket, owner: Owner) -> None:
+        session = self.session
+        stream = session.share.open_stream(owner, clock_us())
+        if stream is None:
+            self._refuse(sock)
+            return
+        endpoint = Endpoint(session, stream, self.context.memory, self.context.watch)
+        stream.endpoint = endpoint
+        session.share.on_readable(stream)
+        endpoint.attach(self.context.loop, sock)
+        session.pump()
+
+    def on_time(self, now_us: int) -> None:
+        """Every 100 ms."""
+        waiting = self._waiting
+        while waiting:
+            owner = self.session.choose_owner()
+            if owner is None:
+                break
+            self._open(waiting.popleft()[1], owner)
+        limit_us = self.tunnel.connect_timeout_s * 1e6
+        while waiting and now_us - waiting[0][0] > limit_us:
+            self._refuse(waiting.popleft()[1])
+        self._dialler.on_time(now_us)
+        self.session.on_time(now_us)
+        if self.session.expired(now_us) and self.session.share.streams:
+            log.warning("session lost tunnel=%s streams=%d", self.tunnel.name, len(self.session.share.streams))
+            self.session.share.abandon(frame.Reason.TIMEOUT)
+
+    def stop_accepting(self) -> None:
+        """Part of draining."""
+        for watcher in self._watchers:
+            watcher.stop()
+            watcher.close()
+        self._watchers.clear()
+        while self._waiting:
+            self._refuse(self._waiting.popleft()[1])
+
+    def close(self) -> None:
+        """Reset what is left and close everything."""
+        self.stop_accepting()
+        self._dialler.stop()
+        self.session.close(frame.Reason.SHUTDOWN)
+
+    def status(self, now_us: int) -> TunnelStatus:
+        """This worker's part of the tunnel."""
+        share = self.session.share
+        up, wanted = len(self.session.stripes), self._dialler.wanted
+        state = "draining" if self.context.draining else "up" if up >= wanted else "degraded" if up else "connecting"
+        return TunnelStatus(
+            name=self.tunnel.name,
+            mode="stripe",
+            state=state,
+            bytes_in=share.bytes_in,
+            bytes_out=share.bytes_out,
+            flows_open=len(share.streams),
+            flows_total=share.total_streams + self._refused,
+            flows_reset=share.reset_streams + self._refused,
+            sessions=[self.session.status(self._key.key_id, self.tunnel.somaxconn, now_us)],
+        )
+
+    def count_open(self) -> dict[str, int]:
+        """What must be level when nothing goes on."""
+        return {"waiting": len(self._waiting), "dialling": self._dialler.dialling}

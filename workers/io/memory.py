@@ -1,0 +1,68 @@
+"""A worker's memory: its arena, the staging buffers that all its carriers share, and what its pieces point to.
+
+A `Piece` is payload in a slot, of this worker's arena or of another's. Whoever holds it frees it once.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from workers.core.frame import HEADER_BYTES
+from workers.core.record import OVERHEAD
+from workers.shm.arena import Arena, Side
+
+if TYPE_CHECKING:
+    from workers.io.mesh import Peer
+
+SCRATCH_BYTES = 1024
+"""Records up to this size are opened into a buffer on the side: most are control frames and need no slot."""
+INBOUND_BYTES = 1 << 20
+OUTBOUND_BYTES = (1 << 20) + 4096
+FLUSH_BYTES = 64 << 10
+"""Staged records leave when there are so many bytes, and at the end of a turn."""
+
+
+class Piece:
+    """Payload: `view` in `slot` of `origin` (None: this worker's arena)."""
+
+    __slots__ = ("origin", "slot", "view")
+
+    def __init__(self, origin: "Peer | None", slot: int, view: memoryview) -> None:
+        self.origin = origin
+        self.slot = slot
+        self.view = view
+
+
+class Memory:
+    """The arena and the staging buffers. `on_room` is called when egress slots come back after `starved` was set."""
+
+    def __init__(self, arena: Arena, frame_max_bytes: int) -> None:
+        self.arena = arena
+        self.inbound = memoryview(bytearray(INBOUND_BYTES))
+        self.outbound = memoryview(bytearray(max(OUTBOUND_BYTES, frame_max_bytes + HEADER_BYTES + OVERHEAD)))
+        self.scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self.spare = memoryview(bytearray(frame_max_bytes + HEADER_BYTES))
+        self.dropped_frames = 0
+        self.starved = False
+        self.on_room: Callable[[], None] | None = None
+
+    def release(self, slot: int) -> None:
+        """A slot of ours is not needed any more."""
+        self.arena.release(slot)
+        if self.starved and self.on_room is not None:
+            self.starved = False
+            self.on_room()
+
+    def free(self, piece: Piece) -> None:
+        """The payload was used or dropped."""
+        piece.view.release()
+        if piece.origin is None:
+            self.arena.release(piece.slot)
+        else:
+            piece.origin.return_slot(piece.slot)
+
+    def copy_in(self, data: bytes | memoryview, side: Side) -> int:
+        """A new slot that starts with `data`; -1 if there is none."""
+        slot = self.arena.allocate(len(data), side)
+        if slot >= 0:
+            self.arena.view(slot)[: len(data)] = data
+        return slot

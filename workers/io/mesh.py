@@ -1,0 +1,197 @@
+"""The mesh: what workers of one end say to each other, as descriptors in shared-memory rings.
+
+A flow's worker and a carrier's worker meet here when they are not the same. Payload stays where it is, in a slot of the worker
+that received it; only descriptors cross. `session` is the session's number within this end (`workers.io.session`).
+
+kind      to                  slot        flow, offset    length            carrier     value          value2
+OUT       carrier's worker    frame       of the frame    of the frame      -           frame kind     -
+BOUND     flow's worker       as in OUT   as in OUT       next frame size   index       generation     frame kind
+IN        flow's worker       frame       of the frame    of the frame      -           -              -
+FREE      the slot's owner    slot        -               -                 -           -              -
+CARRIERS  all                 -           far boot id, -  key index         number up   far slot<<32|serial  -
+LOST      all                 -           -               -                 index       generation     -
+GONE      all                 -           -               -                 -           far slot<<32|serial  -
+ROSTER    all                 -           far boot id, -  -                 -           far slot<<32|serial  -
+DRAIN     all                 -           -               -                 -           -              -
+
+BOUND with flag 0 means that the frame was not sent and comes back. `tunnel` is the tunnel's index. Unknown kinds, and slots and
+lengths outside the arena, are counted and dropped.
+"""
+
+import logging
+from collections import deque
+from typing import Any, Protocol
+
+from workers.boot import PeerFds
+from workers.io.memory import Memory
+from workers.shm.arena import ArenaView
+from workers.shm.ring import RingConsumer, RingCorrupt, RingProducer
+
+OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN = range(1, 10)
+
+READ = 1
+TAKE = 256
+"""Descriptors taken in one turn, so that sockets get theirs."""
+
+Descriptor = tuple[int, int, int, int, int, int, int, int, int, int, int]
+
+log = logging.getLogger("forwarder.mesh")
+
+
+class MeshHandler(Protocol):
+    """The worker, as the mesh sees it."""
+
+    def on_descriptor(self, peer: "Peer", descriptor: Descriptor) -> None:
+        """One descriptor from `peer`."""
+
+    def on_turn_end(self) -> None:
+        """All descriptors of this turn were handed over."""
+
+
+class Peer:
+    """Another worker of this end. `alive` is false once it was reaped; pieces in its arena stay readable."""
+
+    __slots__ = ("_backlog", "_freed_watcher", "_mesh", "_view", "alive", "consumer", "fds", "producer", "serial", "slot")
+
+    def __init__(self, mesh: "Mesh", fds: PeerFds, arena_bytes: int) -> None:
+        self.slot = fds.slot
+        self.serial = fds.serial
+        self.fds = fds
+        self.alive = True
+        self._mesh = mesh
+        self._view = ArenaView(fds.arena, arena_bytes)
+        self.producer = RingProducer(fds.to_peer)
+        self.consumer = RingConsumer(fds.from_peer)
+        self._backlog: deque[Descriptor] = deque()
+        self._freed_watcher = mesh.loop.io(fds.to_peer.freed, READ)
+
+    def view(self, slot: int, length: int) -> memoryview:
+        """Bytes of a slot of the peer's arena. Raises ValueError outside of it."""
+        return self._view.view(slot, length)
+
+    def send(
+        self,
+        kind: int,
+        *,
+        flags: int = 0,
+        tunnel: int = 0,
+        slot: int = 0,
+        session: int = 0,
+        flow: int = 0,
+        offset: int = 0,
+        length: int = 0,
+        carrier: int = 0,
+        value: int = 0,
+        value2: int = 0,
+    ) -> None:
+        """Queue a descriptor; it is published at the end of the turn, or sooner."""
+        descriptor = (kind, flags, tunnel, slot, session, flow, offset, length, carrier, value, value2)
+        if self._backlog or not self.producer.push(*descriptor):
+            if not self._backlog:
+                self._freed_watcher.start(self._on_freed)
+            self._backlog.append(descriptor)
+        self._mesh.arm_flush()
+
+    def return_slot(self, slot: int) -> None:
+        """A slot of the peer's is not needed any more."""
+        if self.alive:
+            self.send(FREE, slot=slot)
+
+    def _on_freed(self) -> None:
+        backlog = self._backlog
+        while backlog and self.producer.push(*backlog[0]):
+            backlog.popleft()
+        self.producer.flush()
+        if not backlog:
+            self._freed_watcher.stop()
+
+    def close(self) -> None:
+        """The peer was reaped."""
+        self.alive = False
+        self._backlog.clear()
+        self._freed_watcher.stop()
+        self._freed_watcher.close()
+        self.producer.close()
+        self.consumer.close()
+        self._view.close()
+
+
+class Mesh:
+    """All peers of one worker."""
+
+    def __init__(self, loop: Any, memory: Memory, arena_bytes: int) -> None:
+        self.loop = loop
+        self.handler: MeshHandler | None = None
+        self.peers: dict[int, Peer] = {}
+        self.dropped_descriptors = 0
+        self._memory = memory
+        self._arena_bytes = arena_bytes
+        self._watchers: dict[int, Any] = {}
+        self._armed = False
+
+    def add_peer(self, fds: PeerFds) -> Peer:
+        """Meet a worker. The mesh owns the descriptors from now on."""
+        peer = Peer(self, fds, self._arena_bytes)
+        self.peers[fds.slot] = peer
+        watcher = self.loop.io(peer.consumer.fileno(), READ)
+        self._watchers[fds.slot] = watcher
+        watcher.start(self._on_published, peer)
+        return peer
+
+    def remove_peer(self, slot: int, serial: int) -> Peer | None:
+        """A worker was reaped: take what it had published, then part with it. What it had borrowed comes back."""
+        peer = self.peers.get(slot)
+        if peer is None or peer.serial != serial:
+            return None
+        self._take(peer, everything=True)
+        del self.peers[slot]
+        watcher = self._watchers.pop(slot)
+        watcher.stop()
+        watcher.close()
+        peer.close()
+        self._memory.arena.reclaim(slot)
+        return peer
+
+    def arm_flush(self) -> None:
+        """Publish at the end of this turn. A callback, not a prepare watcher: that one loses wake-ups."""
+        if not self._armed:
+            self._armed = True
+            self.loop.run_callback(self.flush)
+
+    def flush(self) -> None:
+        """Publish everything now."""
+        self._armed = False
+        for peer in self.peers.values():
+            peer.producer.flush()
+
+    def _on_published(self, peer: Peer) -> None:
+        self._take(peer)
+        if peer.alive and peer.consumer.more:
+            self.loop.run_callback(self._on_published, peer)
+
+    def _take(self, peer: Peer, everything: bool = False) -> None:
+        handler = self.handler
+        assert handler is not None
+        if not peer.alive:
+            return
+        more = True
+        while more:
+            try:
+                descriptors = peer.consumer.take(TAKE)
+            except RingCorrupt as error:
+                log.error("ring is corrupt peer=%d reason=%s", peer.slot, error)
+                return
+            for descriptor in descriptors:
+                handler.on_descriptor(peer, descriptor)
+            more = everything and bool(descriptors)
+        handler.on_turn_end()
+
+    def close(self) -> None:
+        """Part with everybody."""
+        for slot in list(self.peers):
+            peer = self.peers.pop(slot)
+            watcher = self._watchers.pop(slot)
+            watcher.stop()
+            watcher.close()
+            peer.close()
+

@@ -1,0 +1,135 @@
+"""Socket options, and what the kernel tells of a TCP connection."""
+
+import fcntl
+import socket
+import struct
+import sys
+import termios
+from typing import NamedTuple
+
+TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
+SIOCOUTQNSD = 0x894B
+"""Bytes of a TCP socket not yet sent (linux/sockios.h)."""
+USER_TIMEOUT_MS = 20_000
+"""A stripe whose data stays unacknowledged for so long is dead."""
+
+_INT = struct.Struct("=i")
+_RESET_ON_CLOSE = struct.pack("=ii", 1, 0)
+_CLOSE_NORMALLY = struct.pack("=ii", 0, 0)
+
+# struct tcp_info of linux/tcp.h, at least up to tcpi_delivery_rate (Linux 4.9).
+_TCP_INFO_BYTES = 168
+_RTT = struct.Struct("=I")
+_RTT_AT, _MSS_AT, _CWND_AT, _UNACKED_AT, _RETRANS_AT, _SEGS_OUT_AT = 68, 16, 80, 24, 100, 136
+_BYTES_ACKED_AT, _DELIVERY_RATE_AT, _APP_LIMITED_AT = 120, 160, 7
+_U64 = struct.Struct("=Q")
+
+
+class TcpInfo(NamedTuple):
+    """A few fields of TCP_INFO. `loss`: retransmitted share of all segments. `rate_bps`: bits a second."""
+
+    rtt_us: int
+    unacked_bytes: int
+    acked_bytes: int
+    window_rate_bps: float
+    delivery_rate_bps: float
+    app_limited: bool
+    loss: float
+
+
+def tcp_info(sock: socket.socket) -> TcpInfo | None:
+    """What the kernel knows of the connection; None where it does not tell (not Linux, or closed)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return None
+    if len(raw) < _TCP_INFO_BYTES:
+        return None
+    (rtt_us,) = _RTT.unpack_from(raw, _RTT_AT)
+    (mss,) = _RTT.unpack_from(raw, _MSS_AT)
+    (cwnd,) = _RTT.unpack_from(raw, _CWND_AT)
+    (unacked,) = _RTT.unpack_from(raw, _UNACKED_AT)
+    (retrans,) = _RTT.unpack_from(raw, _RETRANS_AT)
+    (segments,) = _RTT.unpack_from(raw, _SEGS_OUT_AT)
+    (acked,) = _U64.unpack_from(raw, _BYTES_ACKED_AT)
+    (delivery,) = _U64.unpack_from(raw, _DELIVERY_RATE_AT)
+    return TcpInfo(
+        rtt_us=rtt_us,
+        unacked_bytes=unacked * mss,
+        acked_bytes=acked,
+        window_rate_bps=8e6 * cwnd * mss / max(rtt_us, 1),
+        delivery_rate_bps=8.0 * delivery,
+        app_limited=bool(raw[_APP_LIMITED_AT] & 1),
+        loss=retrans / max(segments, 1),
+    )
+
+
+def unsent_bytes(sock: socket.socket) -> int:
+    """Bytes that wait in the kernel and were not sent once. Raises OSError on a dead socket."""
+    return int(_INT.unpack(fcntl.ioctl(sock.fileno(), SIOCOUTQNSD, b"\0\0\0\0"))[0])
+
+
+def arriving_bytes(sock: socket.socket) -> int:
+    """Bytes received and not read yet (FIONREAD)."""
+    return int(_INT.unpack(fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
+
+
+def set_unsent_limit(sock: socket.socket, limit: int) -> None:
+    """Let the socket be writable while less than half of `limit` bytes are unsent (TCP_NOTSENT_LOWAT)."""
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limit)
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """However the process ends from now on, the kernel sends RST: the peer never takes it for an end of stream."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+
+def close_normally(sock: socket.socket) -> None:
+    """Undo `reset_on_close`: both directions have finished."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_NORMALLY)
+
+
+def prepare_application(sock: socket.socket) -> None:
+    """Options of an application's connection. Raises OSError."""
+    sock.setblocking(False)
+    reset_on_close(sock)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def set_congestion(sock: socket.socket, algorithm: str | None) -> None:
+    """Choose the congestion control by name; None leaves the system's. Raises OSError if there is none of that name."""
+    if algorithm is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm.encode())
+
+
+def prepare_stripe(sock: socket.socket, congestion: str | None) -> None:
+    """Options of a stripe. Raises OSError."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    set_congestion(sock, congestion)
+
+
+def close_with_reset(sock: socket.socket) -> None:
+    """Close at once; the peer reads a reset."""
+    try:
+        reset_on_close(sock)
+    except OSError:
+        pass
+    sock.close()
+
+
+def address_text(sock: socket.socket, *, peer: bool) -> str:
+    """The socket's own or its peer's address as text; empty when it is not connected."""
+    try:
+        name = sock.getpeername() if peer else sock.getsockname()
+    except OSError:
+        return ""
+    if not isinstance(name, tuple):
+        return str(name)
+    host = name[0].removeprefix("::ffff:")
+    return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"

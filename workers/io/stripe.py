@@ -1,0 +1,389 @@
+"""A stripe: one TCP connection between the two ends, as a carrier of sealed frames.
+
+Ingress: `_on_readable` receives what there is, cuts it into records, opens each into a slot and hands it to the session.
+Egress: `send` seals a frame into the worker's staging buffer, `flush` gives the staged records to the kernel in one call. A
+stripe owns memory only for a record that is half received or half sent.
+"""
+
+import socket
+from typing import Any, Protocol
+
+from workers.core.errors import RemoteProtocolError
+from workers.core.path import Path
+from workers.core.record import LENGTH, OVERHEAD, RECORD_HEADER, TAG, Opener, Sealer
+from workers.io import sockets
+from workers.io.memory import FLUSH_BYTES, SCRATCH_BYTES, Memory
+from workers.shm.arena import Side
+from workers.status import CarrierStatus
+
+READ, WRITE = 1, 2
+
+UNSENT_INITIAL = 64 << 10
+UNSENT_MIN = 16 << 10
+UNSENT_MAX = 1 << 20
+UNSENT_S = 0.020
+"""A stripe holds at most so many seconds of unsent data: late binding, with enough to bridge a turn of the event loop."""
+FRAME_INITIAL = 16 << 10
+FRAME_MIN = 4 << 10
+FRAME_S = 0.016
+"""A frame is at most so many seconds long at the stripe's rate: short enough not to hold up the others, and less than UNSENT_S."""
+
+
+class StripeOwner(Protocol):
+    """The session that a stripe belongs to."""
+
+    def on_frame(self, stripe: "Stripe", slot: int, view: memoryview) -> None:
+        """A frame was opened, into `slot` or (-1) into a buffer that the next record overwrites. Raises RemoteProtocolError."""
+
+    def on_turn_end(self) -> None:
+        """All that could be received in this turn was handed over."""
+
+    def on_room(self, stripe: "Stripe") -> None:
+        """The stripe takes data again."""
+
+    def on_stripe_lost(self, stripe: "Stripe", why: str) -> None:
+        """The stripe is closed."""
+
+
+class Staging:
+    """Sealed records of one stripe that wait for the end of the turn. Shared by all stripes of a worker, one at a time."""
+
+    __slots__ = ("fill", "stripe", "view")
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+        self.fill = 0
+        self.stripe: Stripe | None = None
+
+
+class Stripe:
+    """Owns `sock` (connected, non-blocking). `received_us` is when the peer last sent anything."""
+
+    __slots__ = (
+        "_body",
+        "_budget",
+        "_filled",
+        "_head",
+        "_memory",
+        "_opener",
+        "_pending",
+        "_rate_bps",
+        "_read_watcher",
+        "_sealer",
+        "_staging",
+        "_unsent_limit",
+        "_write_watcher",
+        "_writing",
+        "acked_bytes",
+        "bytes_in",
+        "bytes_out",
+        "closed",
+        "far",
+        "frame_bytes",
+        "in_ready",
+        "index",
+        "info",
+        "owner",
+        "path",
+        "pinged_us",
+        "proven",
+        "received_us",
+        "gone_told",
+        "sock",
+        "stalled",
+        "stalled_us",
+        "up_since_us",
+        "used",
+    )
+
+    def __init__(
+        self,
+        loop: Any,
+        sock: socket.socket,
+        index: int,
+        keys: tuple[Sealer, Opener],
+        memory: Memory,
+        staging: Staging,
+        *,
+        frame_max_bytes: int,
+        now_us: int,
+    ) -> None:
+        self.sock = sock
+        self.index = index
+        self._sealer, self._opener = keys
+        self._memory = memory
+        self._staging = staging
+        self.owner: StripeOwner | None = None
+        self.path: Path | None = None
+        self.far: tuple[int, int, int] | None = None
+        self.proven = False
+        self.closed = False
+        self.in_ready = False
+        self.stalled = False
+        self.stalled_us = 0
+        self.acked_bytes = 0
+        self.gone_told = 0
+        self.used = False
+        self.frame_bytes = min(FRAME_INITIAL, frame_max_bytes)
+        self.info: sockets.TcpInfo | None = None
+        self.bytes_in = self.bytes_out = 0
+        self.up_since_us = self.received_us = now_us
+        self.pinged_us = 0
+        self._rate_bps = 0.0
+        self._unsent_limit = UNSENT_INITIAL
+        sockets.set_unsent_limit(sock, UNSENT_INITIAL)
+        self._budget = 0
+        self._head = b""
+        self._body: memoryview | None = None
+        self._filled = 0
+        self._pending: memoryview | None = None
+        self._writing = False
+        self._read_watcher = loop.io(sock.fileno(), READ)
+        self._write_watcher = loop.io(sock.fileno(), WRITE)
+
+    def start(self, owner: StripeOwner, leftover: bytes = b"") -> None:
+        """Begin to receive for `owner`; `leftover` came along with the handshake."""
+        self.owner = owner
+        if leftover:
+            self._take(memoryview(leftover))
+        if not self.closed:
+            self._read_watcher.start(self._on_readable)
+
+    # Ingress
+
+    def _on_readable(self) -> None:
+        memory = self._memory
+        inbound = memory.inbound
+        body = self._body
+        try:
+            if body is None:
+                count = self.sock.recv_into(inbound)
+            else:
+                count = self.sock.recvmsg_into((body[self._filled :], inbound))[0]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.fail(str(error))
+            return
+        if not count:
+            self.fail("closed by the peer")
+            return
+        self.bytes_in += count
+        if body is not None:
+            missing = len(body) - self._filled
+            if count < missing:
+                self._filled += count
+                return
+            self._body = None
+            count -= missing
+        self._take(inbound[:count], body)
+
+    def _take(self, data: memoryview, body: memoryview | None = None) -> None:
+        """Open all whole records: `body`, which is complete, then those in `data`; keep what is left."""
+        assert self.owner is not None
+        try:
+            if body is not None:
+                self._open(body, self._head)
+                self._head = b""
+            self._take_records(data)
+        except RemoteProtocolError as error:
+            self.fail(str(error))
+        self.owner.on_turn_end()
+
+    def _take_records(self, data: memoryview) -> None:
+        position, count = 0, len(data)
+        head, self._head = self._head, b""
+        while not self.closed:
+            if len(head) < RECORD_HEADER:
+                need = RECORD_HEADER - len(head)
+                head += bytes(data[position : position + need])
+                position += need
+                if len(head) < RECORD_HEADER:
+                    self._head = head
+                    return
+            (length,) = LENGTH.unpack(head)
+            self._opener.check_length(length)
+            end = position + length
+            if end > count:
+                self._head = head
+                self._body = memoryview(bytearray(length))
+                self._filled = count - position
+                self._body[: self._filled] = data[position:]
+                return
+            self._open(data[position:end], head)
+            position, head = end, b""
+
+    def _open(self, body: memoryview, head: bytes) -> None:
+        memory = self._memory
+        length = len(body) - TAG
+        slot = -1
+        if length <= SCRATCH_BYTES:
+            view = memory.scratch[:length]
+        else:
+            slot = memory.arena.allocate(length, Side.INGRESS)
+            view = memory.arena.view(slot, length) if slot >= 0 else memory.spare[:length]
+        try:
+            self._opener.open_into(body, head, view)
+        except RemoteProtocolError:
+            if slot >= 0:
+                memory.arena.release(slot)
+            raise
+        assert self.owner is not None
+        if slot < 0 and length > SCRATCH_BYTES:
+            memory.dropped_frames += 1  # no slot: the sender keeps the frame and sends it again
+            return
+        self.owner.on_frame(self, slot, view)
+
+    # Egress
+
+    def has_room(self) -> bool:
+        """Whether the stripe should be given another frame; if not, `StripeOwner.on_room` follows."""
+        if self._budget > 0:
+            return not self._writing
+        if self.closed or self._writing:
+            return False
+        try:
+            unsent = sockets.unsent_bytes(self.sock)
+        except OSError as error:
+            self.fail(str(error))
+            return False
+        if self._staging.stripe is self:
+            unsent += self._staging.fill
+        self._budget = self._unsent_limit - unsent
+        if self._budget > 0:
+            return True
+        self._await_room()
+        return False
+
+    def send(self, frame: memoryview | bytes) -> None:
+        """Seal a frame; it leaves at the next `flush`. Precondition: `has_room`, or a frame of at most SCRATCH_BYTES."""
+        staging = self._staging
+        record_bytes = len(frame) + OVERHEAD
+        if staging.stripe is not self:
+            if staging.stripe is not None:
+                staging.stripe.flush()
+            staging.stripe = self
+        elif staging.fill + record_bytes > len(staging.view):
+            self.flush()
+            staging.stripe = self
+        staging.fill += self._sealer.seal_into(frame, staging.view[staging.fill :])
+        self._budget -= record_bytes
+        self.used = True
+        if staging.fill >= FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Give all staged records to the kernel; keep what it does not take."""
+        staging = self._staging
+        if staging.stripe is not self:
+            return
+        records = staging.view[: staging.fill]
+        staging.stripe, staging.fill = None, 0
+        if self.closed:
+            return
+        if self._pending is not None:
+            self._pending = memoryview(bytes(self._pending) + bytes(records))
+            return
+        sent = self._write(records)
+        if 0 <= sent < len(records):
+            self._pending = memoryview(bytes(records[sent:]))
+            self._await_room()
+
+    def _write(self, data: memoryview) -> int:
+        """How much the kernel took; -1 after a failure."""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self.fail(str(error))
+            return -1
+        self.bytes_out += sent
+        return sent
+
+    def _await_room(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._write_watcher.start(self._on_writable)
+
+    def _on_writable(self) -> None:
+        pending = self._pending
+        if pending is not None:
+            sent = self._write(pending)
+            if sent < 0:
+                return
+            if sent < len(pending):
+                self._pending = pending[sent:]
+                return
+            self._pending = None
+        self._writing = False
+        self._write_watcher.stop()
+        self._budget = 0
+        assert self.owner is not None
+        self.owner.on_room(self)
+
+    # Meters
+
+    def sample(self, frame_max_bytes: int) -> None:
+        """Read the kernel's meters; fit frame size and unsent limit to the stripe's rate."""
+        info = self.info = sockets.tcp_info(self.sock)
+        if info is None:
+            return
+        rate = info.delivery_rate_bps
+        if info.app_limited:
+            rate = max(rate, min(info.window_rate_bps, 2 * self._rate_bps or info.window_rate_bps))
+        self._rate_bps = rate
+        bytes_per_s = rate / 8
+        size = FRAME_MIN
+        while size < frame_max_bytes and 2 * size <= bytes_per_s * FRAME_S:
+            size *= 2
+        self.frame_bytes = min(size, frame_max_bytes)
+        limit = int(min(max(bytes_per_s * UNSENT_S, UNSENT_MIN), UNSENT_MAX))
+        if not 3 * self._unsent_limit < 4 * limit < 5 * self._unsent_limit:
+            self._unsent_limit = limit
+            try:
+                sockets.set_unsent_limit(self.sock, limit)
+            except OSError as error:
+                self.fail(str(error))
+
+    def status(self, worker: int, now_us: int) -> CarrierStatus:
+        """The stripe as `forwarder status` shows it."""
+        info = sockets.tcp_info(self.sock) or self.info
+        return CarrierStatus(
+            id=self.index,
+            worker=worker,
+            kind="stripe",
+            local=sockets.address_text(self.sock, peer=False),
+            peer=sockets.address_text(self.sock, peer=True),
+            state="up",
+            rtt_ms=info.rtt_us / 1000 if info else 0.0,
+            loss=info.loss if info else 0.0,
+            rate_bps=self._rate_bps,
+            in_flight_bytes=info.unacked_bytes if info else 0,
+            age_s=(now_us - self.up_since_us) / 1e6,
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
+        )
+
+    def fail(self, why: str) -> None:
+        """Close, because the peer or the network made it so."""
+        if not self.closed:
+            self.close()
+            if self.owner is not None:
+                self.owner.on_stripe_lost(self, why)
+
+    def close(self) -> None:
+        """Close the socket and stop the watchers. Nothing is told to anybody."""
+        if self.closed:
+            return
+        self.closed = True
+        self._budget = 0
+        self._writing = False
+        self._pending = self._body = None
+        if self._staging.stripe is self:
+            self._staging.stripe, self._staging.fill = None, 0
+        self._read_watcher.stop()
+        self._read_watcher.close()
+        self._write_watcher.stop()
+        self._write_watcher.close()
+        self.sock.close()

@@ -1,0 +1,91 @@
+"""Checked settings, as workers see them: plain values, no file and no unit left to parse.
+
+`forwarder.config` builds these from a TOML file. Times are seconds, sizes bytes, ports 1..65535 (0 where a test wants
+the kernel to pick one).
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class Address(msgspec.Struct, frozen=True):
+    """A host (name, IPv4 or IPv6 without brackets) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class StripeTunnel(msgspec.Struct, frozen=True, kw_only=True):
+    """What both ends of a stripe tunnel have. `index` is its place in the file."""
+
+    name: str
+    index: int
+    window_max_bytes: int = 32 << 20
+    frame_max_bytes: int = 256 << 10
+    resume_timeout_s: float = 30.0
+    congestion: str | None = None
+
+
+class StripeClientTunnel(StripeTunnel, frozen=True, kw_only=True):
+    """A stripe tunnel at the client: applications connect to `local`, stripes go to `remote_end`."""
+
+    local: Address
+    remote_end: Address
+    somaxconn: int = 10
+    source: str | None = None
+    connect_timeout_s: float = 10.0
+    idle_timeout_s: float = 600.0
+    dial_rate_per_s: float = 100.0
+    rotate_after_s: float | None = None
+
+
+class StripeServerTunnel(StripeTunnel, frozen=True, kw_only=True):
+    """A stripe tunnel at the server: stripes arrive at `listen`, streams go to `target`."""
+
+    listen: Address
+    target: Address
+    handshake_timeout_s: float = 10.0
+    connect_timeout_s: float = 10.0
+    max_sessions: int = 1024
+    max_streams: int = 65536
+
+
+class Key(msgspec.Struct, frozen=True):
+    """A client's 32-byte pre-shared key. At the server, `tunnels` limits what it may use (None: all)."""
+
+    key_id: str
+    secret: bytes
+    tunnels: frozenset[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Key(key_id={self.key_id!r}, secret=hidden, tunnels={self.tunnels!r})"
+
+
+class LogSettings(msgspec.Struct, frozen=True):
+    """`file` None: standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    file: str | None = None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole configuration. At a client `keys` has exactly one entry. `workers` is resolved: at least 1."""
+
+    role: Literal["client", "server"]
+    workers: int
+    keys: tuple[Key, ...]
+    client_tunnels: tuple[StripeClientTunnel, ...] = ()
+    server_tunnels: tuple[StripeServerTunnel, ...] = ()
+    suite: Literal["aes256gcm", "chacha20poly1305"] = "aes256gcm"
+    log: LogSettings = LogSettings()
+    control_socket: str = ""
+    metrics_listen: Address | None = None
+    drain_timeout_s: float = 30.0
+    user: str | None = None
+    group: str | None = None
+    pin: bool = False
