@@ -144,13 +144,13 @@ class Crew:
         ours.setblocking(False)
         theirs.setblocking(False)
         log_sender, identity, release = self._birth
+        let_go = functools.partial(self._close_in_child, slot, ours, release)
+        boot, birth = self._boot(slot, theirs), Birth(self._pid, identity, log_sender, self._main, let_go)
         try:
             with blocked():
                 pid = os.fork()
                 if pid == 0:
-                    boot = self._boot(slot, theirs)
-                    let_go = functools.partial(self._close_in_child, slot, ours, release)
-                    live(boot, Birth(self._pid, identity, log_sender, self._main, let_go))
+                    live(boot, birth)
         except OSError:
             ours.close()
             raise

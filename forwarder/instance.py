@@ -50,7 +50,7 @@ def _clear_stale_socket(path: Path) -> bool:
         except ConnectionRefusedError:
             path.unlink()
             return True
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise BootError(69, f"already running, but not answering (control socket {path})") from None
         pid, _, _ = struct.unpack("iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     raise BootError(69, f"already running with pid {pid} (control socket {path})")
@@ -83,6 +83,7 @@ class PidFile:
         try:
             with _directory_lock(self._path.parent):
                 self._refuse_if_held()
+                fresh.unlink(missing_ok=True)  # of one that was killed right here, with the same pid
                 self._fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.write(self._fd, b"%d\n" % os.getpid())

@@ -1,7 +1,9 @@
 """`forwarder status` for people: the running instance's answer as tables that fit the terminal."""
 
-from collections.abc import Iterable
-from typing import Any
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from rich import box
@@ -21,6 +23,47 @@ _STYLES = {
 }
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_PIPE_WIDTH = 200  # without a terminal: one line a row
+
+
+class Column(NamedTuple):
+    """A column and the narrowest terminal that shows it."""
+
+    heading: str
+    least_width: int = 0
+    justify: Literal["left", "right"] = "right"
+    folds: bool = False
+
+
+_TUNNEL_COLUMNS = (
+    Column("tunnel", justify="left", folds=True),
+    Column("mode", 70, "left"),
+    Column("state", 0, "left"),
+    Column("open"),
+    Column("total", 60),
+    Column("reset", 60),
+    Column("in", 46),
+    Column("out", 46),
+)
+_SESSION_COLUMNS = (
+    Column("session", justify="left", folds=True),
+    Column("key", 60, "left", folds=True),
+    Column("peer", 0, "left", folds=True),
+    Column("up/of"),
+    Column("rtt", 60),
+    Column("resent", 80),
+    Column("twice", 90),
+    Column("resumes", 90),
+)
+_WORKER_COLUMNS = (
+    Column("worker", justify="left"),
+    Column("state", 0, "left"),
+    Column("pid"),
+    Column("streams"),
+    Column("carriers", 50),
+    Column("restarts", 60),
+    Column("memory", 80),
+)
 
 
 class InstanceStatus(msgspec.Struct):
@@ -37,59 +80,52 @@ class InstanceStatus(msgspec.Struct):
 def print_status(answer: dict[str, Any], console: Console | None = None) -> None:
     """Prints the answer; raises msgspec.ValidationError if it is not one. Without a terminal there are no colours."""
     status = msgspec.convert(answer, InstanceStatus)
-    # Peers and names are data: "[::1]" must not be read as markup.
-    console = console or Console(markup=False, highlight=False, emoji=False)
+    console = console or _console()
     console.print(f"forwarder {status.version} {status.role}, pid {status.pid}, up {duration(status.uptime_s)}")
-    console.print(_tunnels(status.tunnels))
-    if any(tunnel.sessions for tunnel in status.tunnels):
-        console.print(_sessions(status.tunnels))
-    console.print(_workers(status.workers))
+    sessions = [(tunnel.name, session) for tunnel in status.tunnels for session in tunnel.sessions]
+    console.print()
+    console.print(_table(console.width, _TUNNEL_COLUMNS, map(_tunnel_row, status.tunnels)))
+    if sessions:
+        console.print()
+        console.print(_table(console.width, _SESSION_COLUMNS, (_session_row(*each) for each in sessions)))
+    console.print()
+    console.print(_table(console.width, _WORKER_COLUMNS, map(_worker_row, status.workers)))
 
 
-def _table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
-    """Text columns, then columns of numbers. Too narrow a terminal wraps cells and cuts nothing."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in left:
-        table.add_column(heading, overflow="fold")
-    for heading in right:
-        table.add_column(heading, justify="right", overflow="fold")
+def _console() -> Console:
+    """Standard output. Peers and names are data: "[::1]" must not be read as markup."""
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(markup=False, highlight=False, emoji=False, width=None if narrow else _PIPE_WIDTH)
+
+
+def _table(width: int, columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """The columns that a terminal of `width` has room for. Names that are too long are folded, nothing is cut."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    fitting = [index for index, column in enumerate(columns) if column.least_width <= width]
+    for index in fitting:
+        column = columns[index]
+        table.add_column(column.heading, justify=column.justify, overflow="fold", no_wrap=not column.folds)
+    for row in rows:
+        table.add_row(*(row[index] for index in fitting))
     return table
 
 
-def _tunnels(tunnels: Iterable[TunnelStatus]) -> Table:
-    table = _table("Tunnels", ("name", "mode", "state"), ("open", "total", "reset", "in", "out"))
-    for tunnel in tunnels:
-        flows = (tunnel.flows_open, tunnel.flows_total, tunnel.flows_reset)
-        amounts = (amount(tunnel.bytes_in), amount(tunnel.bytes_out))
-        table.add_row(Text(tunnel.name), tunnel.mode, _state(tunnel.state), *map(str, flows), *amounts)
-    return table
+def _tunnel_row(tunnel: TunnelStatus) -> tuple[str | Text, ...]:
+    flows = (str(tunnel.flows_open), str(tunnel.flows_total), str(tunnel.flows_reset))
+    amounts = (amount(tunnel.bytes_in), amount(tunnel.bytes_out))
+    return (tunnel.name, tunnel.mode, _state(tunnel.state), *flows, *amounts)
 
 
-def _sessions(tunnels: Iterable[TunnelStatus]) -> Table:
-    table = _table("Sessions", ("tunnel", "key", "peer"), ("up", "of", "rtt", "resent", "twice", "resumes"))
-    for tunnel in tunnels:
-        for session in tunnel.sessions:
-            table.add_row(
-                Text(tunnel.name),
-                Text(session.key_id),
-                Text(session.peer),
-                str(session.carriers_up),
-                str(session.carriers_wanted),
-                _rtt(session),
-                amount(session.reinjected_bytes),
-                amount(session.duplicate_bytes),
-                str(session.resumes),
-            )
-    return table
+def _session_row(tunnel: str, session: SessionStatus) -> tuple[str, ...]:
+    carriers = f"{session.carriers_up}/{session.carriers_wanted}"
+    amounts = (amount(session.reinjected_bytes), amount(session.duplicate_bytes))
+    return (tunnel, session.key_id, session.peer, carriers, _rtt(session), *amounts, str(session.resumes))
 
 
-def _workers(workers: Iterable[WorkerStatus]) -> Table:
-    table = _table("Workers", ("id", "state"), ("pid", "streams", "carriers", "restarts", "memory", "of"))
-    for worker in workers:
-        numbers = (worker.pid, worker.streams, worker.carriers, worker.restarts)
-        memory = (amount(worker.arena_used_bytes), amount(worker.arena_bytes))
-        table.add_row(str(worker.id), _state(worker.state), *map(str, numbers), *memory)
-    return table
+def _worker_row(worker: WorkerStatus) -> tuple[str | Text, ...]:
+    numbers = map(str, (worker.pid, worker.streams, worker.carriers, worker.restarts))
+    memory = f"{amount(worker.arena_used_bytes)} of {amount(worker.arena_bytes)}"
+    return (str(worker.id), _state(worker.state), *numbers, memory)
 
 
 def _state(word: str) -> Text:

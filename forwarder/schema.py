@@ -170,12 +170,12 @@ Secret = Annotated[str, Meta(description="32 bytes in base64")]
 class Table(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A table: a key that it does not list is a mistake."""
 
-    def only_one_of(self, first: str, second: str, *, required: bool = True) -> None:
+    def only_one_of(self, first: str, second: str) -> None:
         """Two spellings of one thing: Mistake if both are there, or neither."""
         given = [key for key in (first, second) if getattr(self, key) is not None]
         if len(given) == 2:
             raise Mistake(second, f"only one of {first} and {second}", "both")
-        if required and not given:
+        if not given:
             raise Mistake(first, f"{first} or {second}", "neither")
 
 

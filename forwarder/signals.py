@@ -25,7 +25,8 @@ class SignalQueue:
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._before = {signum: signal.signal(signum, _note) for signum in NOTED}
+        for signum in NOTED:
+            signal.signal(signum, _note)
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
 
     def fileno(self) -> int:
@@ -38,9 +39,8 @@ class SignalQueue:
             return []
 
     def close(self) -> None:
+        """The handlers stay, so that a signal between here and the end of the process does not change its exit code."""
         signal.set_wakeup_fd(-1)
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
         self.close_in_child()
 
     def close_in_child(self) -> None:

@@ -3,7 +3,7 @@
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ REPORT_MAX = 64 << 20
 
 @dataclass(slots=True)
 class Round:
-    """One question to all workers. waiting: slots that have not answered."""
+    """One question to all workers. waiting: slots that have not reports."""
 
     request: int
     deadline_s: float
@@ -122,7 +122,7 @@ def read_report(fd: int) -> WorkerReport:
     return msgspec.json.decode(data, type=WorkerReport)
 
 
-def merge_tunnels(settings: Settings, reports: Iterable[WorkerReport], phase: str) -> list[dict[str, Any]]:
+def merge_tunnels(settings: Settings, reports: Sequence[WorkerReport], phase: str) -> list[dict[str, Any]]:
     """Every configured tunnel, in the file's order. phase: the instance's own state word."""
     merged = {
         tunnel.name: TunnelStatus(tunnel.name, "stripe", "", 0, 0, 0, 0, 0, [])
@@ -132,6 +132,8 @@ def merge_tunnels(settings: Settings, reports: Iterable[WorkerReport], phase: st
         for share in report.tunnels:
             whole = merged.setdefault(share.name, TunnelStatus(share.name, share.mode, "", 0, 0, 0, 0, 0, []))
             _add_tunnel(whole, share)
+    if phase == "up" and not reports:
+        phase = "down"
     for tunnel in merged.values():
         tunnel.state = phase if phase != "up" or settings.role == "server" else _client_state(tunnel)
     return [msgspec.to_builtins(tunnel) for tunnel in merged.values()]

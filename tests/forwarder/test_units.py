@@ -97,9 +97,8 @@ def test_host_is_read_in_its_usual_form(text: str, host: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *"a-|.|-a|a..b|1.2.3|1.2.3.4.5|10.0.0.256|[10.0.0.1]|[name]|[]|[::|::1]|a b|a/b|a:1|bücher|a\n||[]:|*".split(
-            "|"
-        ),
+        *("", ".", "a-", "-a", "a..b", "1.2.3", "1.2.3.4.5", "10.0.0.256", "*", "bücher", "a b", "a/b", "a:1", "a\n"),
+        *("[]", "[::", "::1]", "[]:", "[name]", "[10.0.0.1]"),
         "x" * 64,
         ".".join(["x" * 60] * 5),
     ],

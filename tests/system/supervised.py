@@ -64,7 +64,13 @@ class FakeWorker:
         os.write(self.journal, json.dumps(line).encode() + b"\n")
 
     def run(self) -> None:
-        self.note("born", peers=[[p.slot, p.serial] for p in self.boot.peers], uid=os.getuid(), stray=self.stray_fds())
+        self.note(
+            "born",
+            peers=[[p.slot, p.serial] for p in self.boot.peers],
+            uid=os.getuid(),
+            stray=self.stray_fds(),
+            cores=sorted(os.sched_getaffinity(0)),
+        )
         if self.behaviour == "crash":
             raise RuntimeError("this fake crashes")
         if self.behaviour == "fail":
@@ -152,8 +158,7 @@ class FakeWorker:
             seen[f"ring_{slot}"] = int.from_bytes(os.pread(self.from_rings[slot], 8, 0))
         worker = WorkerStatus(self.boot.slot, self.boot.serial, os.getpid(), "up", 1, 0, 5, 99, 10, 1 << 30)
         sessions = [
-            SessionStatus(f"{number:x}", "laptop", "", 5, 10, 1, 2, 3, [])
-            for number in self.boot.session_ids.values()
+            SessionStatus(f"{number:x}", "laptop", "", 5, 10, 1, 2, 3, []) for number in self.boot.session_ids.values()
         ]
         tunnels = [
             TunnelStatus(tunnel.name, "stripe", "up", 1, 2, 3, 4, 5, sessions)
@@ -171,6 +176,7 @@ class FakeWorker:
 def main(plan_file: Path) -> int:
     plan = msgspec.json.decode(plan_file.read_bytes(), type=Plan)
     journal = os.open(plan.journal, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+
     def worker_main(boot: Boot) -> None:
         born = {json.loads(line)["slot"] for line in os.pread(journal, 1 << 20, 0).splitlines()}
         first = boot.slot not in born
@@ -179,9 +185,7 @@ def main(plan_file: Path) -> int:
 
     pid_file = Path(plan.pid_file) if plan.pid_file else None
     timing = Timing(**plan.timing)
-    return run(
-        plan.settings, plan_file, pid_file, plan.daemon, worker_main=worker_main, timing=timing
-    )
+    return run(plan.settings, plan_file, pid_file, plan.daemon, worker_main=worker_main, timing=timing)
 
 
 if __name__ == "__main__":

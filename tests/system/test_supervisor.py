@@ -178,6 +178,14 @@ def test_start_gives_every_worker_what_is_its_own_and_no_more(rig: Rig) -> None:
     assert titles == ["forwarder: supervisor plan0.json", f"forwarder: worker {born[0]['slot']}"]
 
 
+def test_pinned_workers_have_a_core_each(rig: Rig) -> None:
+    rig.start(pin=True)
+    cores = sorted(os.sched_getaffinity(0))
+    assert {line["slot"]: line["cores"] for line in rig.events("born")} == {
+        slot: [cores[slot % len(cores)]] for slot in range(2)
+    }
+
+
 def test_status_merges_the_workers_reports(rig: Rig) -> None:
     process = rig.start()
     status = rig.status()

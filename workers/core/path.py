@@ -8,16 +8,17 @@ from collections import deque
 from collections.abc import Iterator
 
 from workers.core.retain import SentFrame
-from workers.core.rtt import RttEstimator
+from workers.core.rtt import MAX_RTO_US, RttEstimator
 
 
 class Path:
     """`worker` and `index` name the carrier; `generation` tells its successive connections apart.
 
-    `stalled` paths get no new data until something that was sent on them is received.
+    `stalled` paths get no new data until something that was sent on them is received, or until `retry_us`; one path that is
+    not stalled is always left, if there is any path. `stalls` counts timeouts since something was received.
     """
 
-    __slots__ = ("_in_flight", "_next_place", "acked_place", "generation", "index", "lost", "rtt", "stalled", "worker")
+    __slots__ = ("_in_flight", "_next_place", "acked_place", "generation", "index", "lost", "retry_us", "rtt", "stalled", "stalls", "worker")
 
     def __init__(self, worker: int, index: int, generation: int) -> None:
         self.worker = worker
@@ -25,10 +26,12 @@ class Path:
         self.generation = generation
         self.rtt = RttEstimator()
         self.stalled = False
+        self.stalls = 0
+        self.retry_us = 0
         self.lost = False
         self.acked_place = -1
         self._next_place = 0
-        self._in_flight: deque[SentFrame] = deque()
+        self._in_flight: deque[tuple[int, SentFrame]] = deque()
 
     def on_sent(self, frame: SentFrame, now_us: int) -> None:
         """`frame` left on this path."""
@@ -36,8 +39,8 @@ class Path:
         frame.place = self._next_place
         frame.sent_us = now_us
         frame.sends += 1
+        self._in_flight.append((frame.place, frame))
         self._next_place += 1
-        self._in_flight.append(frame)
 
     def on_received(self, frame: SentFrame, now_us: int) -> None:
         """`frame`, sent last on this path, was received. Only frames sent once give a sample (Karn)."""
@@ -45,22 +48,30 @@ class Path:
             self.rtt.on_sample(max(now_us - frame.sent_us, 1))
         self.acked_place = max(self.acked_place, frame.place)
         self.stalled = False
+        self.stalls = self.retry_us = 0
+
+    def is_late(self, frame: SentFrame, now_us: int) -> bool:
+        """Whether `frame` waits longer than the timeout. That grows a little with `stalls`: a path may have become slower."""
+        return now_us - frame.sent_us >= min(self.rtt.rto_us << min(self.stalls, 2), MAX_RTO_US)
+
+    def on_stall(self, now_us: int) -> None:
+        """A timeout: the path is tried again at `retry_us`, each time later (RFC 6298, 5.5)."""
+        self.retry_us = now_us + min(self.rtt.rto_us << min(self.stalls, 5), MAX_RTO_US)
+        self.stalls += 1
 
     def oldest(self) -> SentFrame | None:
         """The first frame still waiting for this path."""
         in_flight = self._in_flight
         while in_flight:
-            frame = in_flight[0]
-            if not frame.done and frame.path is self:
-                return frame
+            if self._waits(in_flight[0]):
+                return in_flight[0][1]
             in_flight.popleft()
         return None
 
     def waiting(self) -> Iterator[SentFrame]:
         """All frames still waiting for this path, oldest first."""
-        return (frame for frame in self._in_flight if not frame.done and frame.path is self)
+        return (entry[1] for entry in self._in_flight if self._waits(entry))
 
-    @property
-    def busy(self) -> bool:
-        """Whether anything waits for this path."""
-        return self.oldest() is not None
+    def _waits(self, entry: tuple[int, SentFrame]) -> bool:
+        place, frame = entry
+        return frame.path is self and frame.place == place and not frame.done and not frame.queued

@@ -18,7 +18,7 @@ NO_SLOT = -1
 class SentFrame:
     """One frame and where it went last. `slot` holds header and payload; a frame without payload has none and is built anew.
 
-    `place` is the frame's number on its path; `queued` while it waits to be sent again. `skip`: once received, an offset up to which
+    `path` took it last, `place` is its number there. `queued` while it waits to be sent (again). `skip`: once received, an offset up to which
     everything behind it was received too.
     """
 

@@ -31,6 +31,8 @@ TOMBSTONE_US = 60_000_000
 """How long a finished stream is remembered, to answer a FIN whose ACK was lost. After that the answer is RESET."""
 MIN_RTT_US = 1_000
 MAX_ANSWERS = 4096
+MAX_OPENERS = 1024
+"""Workers of the other end whose streams are remembered, the dead ones included."""
 
 Owner = tuple[int, int, int]
 """A worker at the other end: slot, serial, boot id."""
@@ -87,7 +89,7 @@ class SessionShare:
         self._finished: dict[int, tuple[int, int]] = {}
         self._clock_us = 0
         self._seen: dict[int, SeenCounters] = {}
-        self._counters: dict[Owner, int] = {}
+        self._counters: dict[int, int] = {}
         self._busy: dict[Path, None] = {}
 
     # 1. Opening
@@ -96,8 +98,8 @@ class SessionShare:
         """A new stream to the peer's worker `owner`; None where streams or credit are used up."""
         if len(self.streams) >= self.max_streams or not self.pool.reserve(reserve_bytes(INITIAL_WINDOW)):
             return None
-        counter = self._counters.get(owner, 0)
-        self._counters[owner] = counter + 1
+        counter = self._counters.get(owner[0], 0)
+        self._counters[owner[0]] = counter + 1
         flow = frame.flow_id(self.end, self.slot, owner[0], self.serial, counter)
         stream = Stream(flow, owner[1], self.pool, self.window_cap, now_us)
         stream.owner = owner
@@ -115,7 +117,7 @@ class SessionShare:
             ack = frame.Ack(finished[0], finished[0], 0, ())
             self._answer(frame.pack_ack(0, 0, flow, ack))
             return None
-        fresh = header.flags & frame.OPENING and frame.flow_end(flow) != self.end and header.serial == self.serial
+        fresh = header.flags & frame.OPENING and self._is_peers(flow) and header.serial == self.serial
         if not fresh or not self._admit(flow):
             self._answer(frame.pack(frame.RESET, 0, 0, flow, Reason.UNKNOWN_FLOW))
             return None
@@ -131,10 +133,16 @@ class SessionShare:
         self.shell.opened(stream)
         return stream
 
+    def _is_peers(self, flow: int) -> bool:
+        """Whether the peer may open such a flow: only clients open any."""
+        return self.end == frame.SERVER and frame.flow_end(flow) == frame.CLIENT
+
     def _admit(self, flow: int) -> bool:
         opener = frame.flow_opener(flow)
         seen = self._seen.get(opener)
         if seen is None:
+            if len(self._seen) >= MAX_OPENERS:
+                del self._seen[next(iter(self._seen))]
             seen = self._seen[opener] = SeenCounters()
         return seen.admit(frame.flow_counter(flow))
 
@@ -152,7 +160,10 @@ class SessionShare:
     @property
     def next_due_us(self) -> int | None:
         """When the next delayed ACK is due."""
-        return self._delayed[0][0] if self._delayed else None
+        delayed = self._delayed
+        while delayed and not delayed[0][1].ack_armed:
+            delayed.popleft()
+        return delayed[0][0] if delayed else None
 
     def ack_to_send(self) -> Stream | None:
         """The next stream whose ACK is due; build it with `Stream.ack_to_send` and call `on_ack_sent`."""
@@ -165,6 +176,8 @@ class SessionShare:
     def on_ack_sent(self, stream: Stream, path: Path | None) -> None:
         """The stream's latest ACK left on `path` (None: not known yet)."""
         stream.ack_path = path
+        if path is not None and path.lost:
+            self._ack_now(stream)
 
     def frame_to_resend(self) -> SentFrame | None:
         """The next frame to send (again) that is not new data."""
@@ -172,6 +185,7 @@ class SessionShare:
         while resends:
             kept = resends.popleft()
             kept.queued = False
+            kept.path = None
             if not kept.done:
                 return kept
         return None
@@ -218,11 +232,14 @@ class SessionShare:
         """`kept` left on `path`; or was handed to the worker of the path, which will name the path later."""
         if kept.sends:
             self.reinjected_bytes += kept.length
+        self._note_sent(kept, path, now_us)
+
+    def _note_sent(self, kept: SentFrame, path: Path, now_us: int) -> None:
         path.on_sent(kept, now_us)
-        if not path.lost:
-            self._busy[path] = None
+        if path.lost:
+            self._queue(kept, urgent=True)
         else:
-            self._queue(kept)
+            self._busy[path] = None
 
     def find_kept(self, flow: int, kind: int, offset: int) -> SentFrame | None:
         """The kept frame of that flow, kind and offset, if it still waits to be received."""
@@ -239,8 +256,7 @@ class SessionShare:
     def on_bound(self, kept: SentFrame, path: Path, now_us: int) -> None:
         """Another worker, to which `kept` was handed, has sent it on `path`."""
         kept.sends -= 1
-        path.on_sent(kept, now_us)
-        self._busy[path] = None
+        self._note_sent(kept, path, now_us)
 
     def send_again(self, kept: SentFrame) -> None:
         """`kept` was not sent after all."""
@@ -259,20 +275,22 @@ class SessionShare:
             self._queue(stream.add_fin())
 
     def reset_stream(self, stream: Stream, reason: int) -> None:
-        """End the stream as incomplete, at both ends."""
+        """End the stream as incomplete, at both ends. After the end of both directions: what was delivered will not be consumed."""
+        if stream.state is State.CLOSED:
+            stream.close_window()
         if stream.state in (State.RESETTING, State.CLOSED):
             return
         stream.on(Input.SEND_RESET)
         stream.reset_frame = SentFrame(stream, frame.RESET, int(reason), 0, -1)
         self._queue(stream.reset_frame)
         self._drop_buffers(stream)
+        stream.close_window()
         self.reset_streams += 1
         self.shell.reset(stream, reason)
 
     def _queue(self, kept: SentFrame, urgent: bool = False) -> None:
         if not kept.queued and not kept.done:
             kept.queued = True
-            kept.path = None
             if urgent:
                 self.resends.appendleft(kept)
             else:
@@ -285,6 +303,7 @@ class SessionShare:
 
         True if the share keeps `piece`; else it is still the caller's. Raises RemoteProtocolError.
         """
+        self._clock_us = now_us
         stream = self.streams.get(header.flow)
         kind = header.kind
         if kind == frame.ACK:
@@ -342,8 +361,11 @@ class SessionShare:
         if not stream.window_open:
             return
         stream.window.on_consumed(length, frames, now_us, self.rtt_us)
-        if stream.fin_total is None and stream.window.due():
-            self._ack_now(stream)
+        if stream.fin_total is None:
+            if stream.window.due():
+                self._ack_now(stream)
+        elif stream.state is State.CLOSED:
+            stream.close_window_if_consumed()
 
     def _ack_now(self, stream: Stream) -> None:
         if not stream.ack_queued:
@@ -352,6 +374,8 @@ class SessionShare:
 
     def _on_ack(self, stream: Stream | None, header: Header, ack: frame.Ack, now_us: int) -> None:
         if stream is None:
+            if not header.flags & frame.RESET_SEEN and header.flow not in self._finished:
+                self._answer(frame.pack(frame.RESET, 0, 0, header.flow, Reason.UNKNOWN_FLOW))
             return
         stream.answered = True
         if stream.open_frame is not None:
@@ -367,13 +391,15 @@ class SessionShare:
         if stream.state is State.RESETTING:
             return
         fin_acked = False
-        for kept in stream.sent.acknowledge(ack.received, ack.ranges):
+        newly = stream.sent.acknowledge(ack.received, ack.ranges)
+        for kept in newly:
             self._settle(kept, now_us)
             if kept.kind == frame.DATA:
                 self.shell.release(kept.slot)
             else:
                 fin_acked = True
-        if stream.take_credit(ack) and self._blocked.pop(stream.flow, None) is not None and stream.readable:
+        unblocked = stream.take_credit(ack) or (newly and not len(stream.sent))
+        if unblocked and self._blocked.pop(stream.flow, None) is not None and stream.readable:
             self.turns.add(stream)
         if fin_acked:
             stream.on(Input.FIN_ACKED)
@@ -387,16 +413,10 @@ class SessionShare:
     def _on_reset(self, stream: Stream | None, header: Header) -> None:
         seen = frame.pack_ack(frame.RESET_SEEN, 0, header.flow, frame.Ack(0, 0, 0, ()))
         self._answer(seen)
-        if stream is None:
-            if frame.flow_end(header.flow) != self.end:
-                self._admit(header.flow)
-            return
-        was_ours = stream.state is State.RESETTING
-        stream.on(Input.RESET_RECEIVED)
-        self._finish_if_closed(stream)
-        if not was_ours:
-            self.reset_streams += 1
-            self.shell.reset(stream, header.offset)
+        if stream is not None:
+            self._lose_stream(stream, header.offset)
+        elif self._is_peers(header.flow):
+            self._admit(header.flow)
 
     def _finish_if_closed(self, stream: Stream) -> None:
         if stream.state is not State.CLOSED or self.streams.pop(stream.flow, None) is None:
@@ -407,9 +427,10 @@ class SessionShare:
             if kept is not None:
                 kept.done = True
         self._drop_buffers(stream)
+        stream.close_window_if_consumed()
 
     def _drop_buffers(self, stream: Stream) -> None:
-        """Forget what was sent and what waits to be delivered; the credit goes back."""
+        """Forget what was sent and what waits to be delivered."""
         self.turns.remove(stream)
         self._blocked.pop(stream.flow, None)
         for kept in stream.sent.clear():
@@ -418,7 +439,6 @@ class SessionShare:
         for piece in stream.received.clear():
             if piece is not FIN_PIECE:
                 self.shell.discard(piece)
-        stream.close_window()
 
     # 4. Paths and peers
 
@@ -437,28 +457,31 @@ class SessionShare:
             if stream.ack_path is path:
                 stream.ack_path = None
                 self._ack_now(stream)
+        if all(other.stalled for other in self.paths.values()):
+            for other in self.paths.values():
+                other.stalled = False
 
     def on_peer_gone(self, slot: int, serial: int) -> None:
-        """A worker of the other end is dead: reset the streams that it had."""
+        """The worker of the other end with that serial, and any that had its slot before, is dead: reset its streams."""
         for stream in list(self.streams.values()):
-            if frame.flow_slot(stream.flow, 1 - self.end) == slot and self._serial_age(stream, serial) == 0:
-                self._lose_stream(stream)
+            if frame.flow_slot(stream.flow, 1 - self.end) == slot and self._serial_age(stream, serial) >= 0:
+                self._lose_stream(stream, Reason.WORKER_GONE)
 
     def on_roster(self, roster: dict[int, int], boot_id: int) -> None:
         """The workers (slot: serial) of the other end as a new carrier found them. Older serials in the same slot are dead."""
         for stream in list(self.streams.values()):
             if stream.owner is not None and stream.owner[2] != boot_id:
-                self._lose_stream(stream)
+                self._lose_stream(stream, Reason.WORKER_GONE)
                 continue
             serial = roster.get(frame.flow_slot(stream.flow, 1 - self.end))
             if serial is not None and self._serial_age(stream, serial) > 0:
-                self._lose_stream(stream)
+                self._lose_stream(stream, Reason.WORKER_GONE)
 
     def on_forgotten(self, owner: Owner, since_us: int) -> None:
         """`owner` does not know this session, as asked after an outage that began before `since_us`: what it had before is lost."""
         for stream in list(self.streams.values()):
             if stream.owner == owner and stream.answered and stream.opened_us < since_us:
-                self._lose_stream(stream)
+                self._lose_stream(stream, Reason.WORKER_GONE)
 
     def _serial_age(self, stream: Stream, serial: int) -> int:
         """How many serials the stream's peer is older than `serial`; negative if younger. The owner's end knows only the low byte."""
@@ -467,25 +490,20 @@ class SessionShare:
         low = (stream.flow >> 40) & 0xFF
         return (serial - low + 128) % 256 - 128
 
-    def _lose_stream(self, stream: Stream) -> None:
-        if stream.state is State.RESETTING:
-            stream.on(Input.RESET_RECEIVED)
-            self._finish_if_closed(stream)
-            return
+    def _lose_stream(self, stream: Stream, reason: int) -> None:
+        """The peer's end of the stream is gone."""
+        was_ours = stream.state is State.RESETTING
         stream.on(Input.RESET_RECEIVED)
         self._finish_if_closed(stream)
-        self.reset_streams += 1
-        self.shell.reset(stream, Reason.WORKER_GONE)
+        stream.close_window()
+        if not was_ours:
+            self.reset_streams += 1
+            self.shell.reset(stream, reason)
 
     def abandon(self, reason: int) -> None:
         """The session is over: reset everything without telling the peer, who cannot be reached."""
         for stream in list(self.streams.values()):
-            was_ours = stream.state is State.RESETTING
-            stream.on(Input.RESET_RECEIVED)
-            self._finish_if_closed(stream)
-            if not was_ours:
-                self.reset_streams += 1
-                self.shell.reset(stream, reason)
+            self._lose_stream(stream, reason)
         self.acks.clear()
         self.resends.clear()
         self.answers.clear()
@@ -505,11 +523,11 @@ class SessionShare:
         """To be called every 100 to 500 ms: stalled paths, probes, tombstones."""
         self._clock_us = now_us
         for path in list(self._busy):
-            oldest = path.oldest()
-            if oldest is None:
+            if path.stalled and now_us >= path.retry_us:
+                path.stalled = False
+            self._check_stall(path, now_us)
+            if path.oldest() is None and not path.stalled:
                 del self._busy[path]
-            else:
-                self._check_stall(path, oldest, now_us)
         for stream in list(self._blocked.values()):
             if now_us >= stream.probe_due_us:
                 stream.probe_wait_us = min(2 * stream.probe_wait_us, MAX_RTO_US)
@@ -518,18 +536,24 @@ class SessionShare:
                 self._answer(frame.pack(frame.DATA, flags, stream.peer_serial, stream.flow, stream.sent.next_offset))
         self._expire_tombstones(now_us)
 
-    def _check_stall(self, path: Path, oldest: SentFrame, now_us: int) -> None:
-        """Send again what waits longer than its timeout: elsewhere, or anywhere if the path has delivered later frames."""
-        waited = path.rtt.rto_us << min(oldest.sends - 1, 5)
-        if now_us - oldest.sent_us < min(waited, MAX_RTO_US):
-            return
-        if oldest.place < path.acked_place:
-            self._queue(oldest)
-            return
-        if any(other is not path and not other.stalled for other in self.paths.values()):
-            path.stalled = True
-            for kept in list(path.waiting()):
-                self._queue(kept)
+    def _check_stall(self, path: Path, now_us: int) -> None:
+        """Send again what waits too long: all of it elsewhere, or one frame at a time where there is no other path.
+
+        A frame that later ones of the same path have overtaken was dropped by the receiver, for want of memory: the path is fine.
+        """
+        while (oldest := path.oldest()) is not None and path.is_late(oldest, now_us):
+            if oldest.place < path.acked_place:
+                self._queue(oldest)
+            elif any(other is not path and not other.stalled for other in self.paths.values()):
+                path.stalled = True
+                path.on_stall(now_us)
+                for kept in list(path.waiting()):
+                    self._queue(kept)
+            elif now_us >= path.retry_us:
+                path.on_stall(now_us)
+                self._queue(oldest)
+            else:
+                break
 
     def _expire_tombstones(self, now_us: int) -> None:
         finished = self._finished

@@ -185,3 +185,8 @@ class Stream:
         if self.window_open:
             self.window_open = False
             self.window.close()
+
+    def close_window_if_consumed(self) -> None:
+        """The same once the application has taken all that the peer sent: until then it occupies what the credit reserved."""
+        if self.window.consumed == self.fin_total:
+            self.close_window()
