@@ -19,6 +19,7 @@ CLIENTS_MAX = 16
 REQUEST_MAX = 65536
 REPLY_MAX = 256 << 20
 READ_BYTES = 65536
+CONNECT_RETRY_S = 0.01
 
 Message = dict[str, Any]
 
@@ -35,8 +36,7 @@ def request(path: Path, message: Message, timeout_s: float) -> Message:
     deadline = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
-            sock.settimeout(timeout_s)
-            sock.connect(os.fspath(path))
+            _connect(sock, path, deadline)
             sock.sendall(json.dumps(message).encode() + b"\n")
             line = _read_line(sock, deadline)
             if message.get("command") == "stop" and b'"error"' not in line:
@@ -56,6 +56,17 @@ def request(path: Path, message: Message, timeout_s: float) -> Message:
     if not isinstance(answer, dict):
         raise ControlError(f"control socket {path}: expected a line of JSON, found {line[:80]!r}")
     return answer
+
+
+def _connect(sock: socket.socket, path: Path, deadline: float) -> None:
+    """Waits also while the instance has not taken up those before us."""
+    while True:
+        sock.settimeout(_left(deadline))
+        try:
+            sock.connect(os.fspath(path))
+            return
+        except BlockingIOError:
+            time.sleep(CONNECT_RETRY_S)
 
 
 def _read_line(sock: socket.socket, deadline: float) -> bytes:

@@ -1,7 +1,7 @@
 """The log: one record a line, a fixed sentence and then its values, as text or JSON.
 
 `log(INFO, "a worker is ready", worker=0)` is the standard library's `logger.info("a worker is ready", {"worker": 0})`,
-which takes a single dict as the record's arguments.
+which takes a single dict as the record's arguments. `logger.info("a worker is ready worker=%d", 0)` reads the same.
 
 Only the supervisor holds the log file. Workers send it finished lines over a datagram socket, so a rotated file is
 reopened in one place, by who may open it. Nothing here blocks or raises: a line that cannot be written is counted,
@@ -11,6 +11,7 @@ and the count is logged with the next line that can.
 import json
 import logging
 import os
+import re
 import select
 import socket
 import stat
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 from forwarder.errors import BootError
 from workers.settings import LogSettings
 
+PAIR = re.compile(r" (?=[a-z_]\w*=)")
 LOGGER = logging.getLogger("forwarder")
 STDERR = 2
 # A pipe that polls writable takes this much without blocking (POSIX PIPE_BUF on Linux).
@@ -44,7 +46,9 @@ class LineFormatter(logging.Formatter):
         if isinstance(record.args, Mapping):
             sentence, values = str(record.msg), dict(record.args)
         else:
-            sentence = record.getMessage()
+            sentence, *pairs = PAIR.split(record.getMessage())
+            for pair in pairs:
+                key, _, values[key] = pair.partition("=")
         if record.exc_info:
             values["error"] = self.formatException(record.exc_info)
         if self._json:

@@ -114,7 +114,8 @@ class PeerGone(msgspec.Struct, frozen=True, tag="peer_gone"):
 
 
 class PeerJoined(msgspec.Struct, frozen=True, tag="peer_joined"):
-    """A new worker in that slot. Comes with seven descriptors: arena, then memory, published, freed of the ring to it, then of the ring from it."""
+    """A new worker in that slot. Comes with seven descriptors: arena, then memory, published, freed of the ring to
+    it, then of the ring from it."""
 
     slot: int
     serial: int

@@ -22,7 +22,8 @@ class CarrierStatus(msgspec.Struct):
 
 
 class SessionStatus(msgspec.Struct):
-    """One worker's share of a session; merged by `id` within a tunnel: lists join, counts add, carriers_wanted is the maximum."""
+    """One worker's share of a session; merged by `id` within a tunnel: lists join, counts add, carriers_wanted is the
+    maximum."""
 
     id: str
     key_id: str
@@ -36,7 +37,8 @@ class SessionStatus(msgspec.Struct):
 
 
 class TunnelStatus(msgspec.Struct):
-    """One worker's share of a tunnel; merged by `name`. bytes_in and bytes_out count application payload from and to the wire."""
+    """One worker's share of a tunnel; merged by `name`. bytes_in and bytes_out count application payload from and to
+    the wire."""
 
     name: str
     mode: str
@@ -65,7 +67,8 @@ class WorkerStatus(msgspec.Struct):
 
 
 class WorkerReport(msgspec.Struct):
-    """A worker's answer to StatusRequest. `open` counts what must return to its start value when nothing is going on."""
+    """A worker's answer to StatusRequest. `open` counts what must return to its start value when nothing is going
+    on."""
 
     worker: WorkerStatus
     tunnels: list[TunnelStatus]

@@ -1,7 +1,7 @@
 """A worker process after the fork: build, run, drain, exit.
 
-gevent is imported here and below, never in the supervisor. The data path runs in callbacks of the event loop; greenlets dial,
-connect to targets and wait for the end.
+gevent is imported here and below, never in the supervisor. The data path runs in callbacks of the event loop;
+greenlets dial, connect to targets and wait for the end.
 """
 
 import gc
@@ -74,6 +74,7 @@ class Worker:
         for peer in boot.peers:
             self._mesh.add_peer(peer)
         self._tunnels: dict[int, ClientTunnel | ServerTunnel] = {}
+        self._touched: dict[Session, None] = {}
         self._done = Event()
         self._drain_deadline_us: int | None = None
         self._timers: list[Any] = []
@@ -98,7 +99,11 @@ class Worker:
         boot = self._boot
         for tunnel in boot.settings.client_tunnels:
             self._tunnels[tunnel.index] = ClientTunnel(
-                self._context, tunnel, boot.settings.keys[0], boot.session_ids[tunnel.index], boot.listeners[tunnel.index]
+                self._context,
+                tunnel,
+                boot.settings.keys[0],
+                boot.session_ids[tunnel.index],
+                boot.listeners[tunnel.index],
             )
         for server in boot.settings.server_tunnels:
             self._tunnels[server.index] = ServerTunnel(
@@ -238,19 +243,22 @@ class Worker:
         if session is None and tunnel is not None and kind in (mesh.CARRIERS, mesh.IN):
             session = tunnel.create(number, descriptor[7] if kind == mesh.CARRIERS else descriptor[8])
         if session is not None:
+            self._touched[session] = None
             session.on_descriptor(peer, descriptor)
         elif kind == mesh.IN:
             peer.return_slot(slot)
         elif kind == mesh.OUT:
             _, _, _, _, _, flow, offset, _, _, value, _ = descriptor
-            peer.send(mesh.BOUND, tunnel=tunnel_index, slot=slot, session=number, flow=flow, offset=offset, value2=value)
+            peer.send(
+                mesh.BOUND, tunnel=tunnel_index, slot=slot, session=number, flow=flow, offset=offset, value2=value
+            )
         elif kind == mesh.BOUND and not self._context.memory.arena.give_back(slot, peer.slot):
             self._mesh.dropped_descriptors += 1
 
     def on_turn_end(self) -> None:
         """See MeshHandler."""
-        for session in self._sessions():
-            session.on_turn_end()
+        while self._touched:
+            self._touched.popitem()[0].on_turn_end()
 
     # Status
 

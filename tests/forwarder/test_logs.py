@@ -42,6 +42,13 @@ def test_percent_in_a_sentence_with_values_is_just_that() -> None:
     assert text("100% of it", {"a": 1}) == "100% of it a=1"
 
 
+def test_pairs_in_the_sentence_are_values_too() -> None:
+    sentence = "cannot accept tunnel=%s reason=%s"
+    assert text(sentence, "web", "no route to host") == 'cannot accept tunnel=web reason="no route to host"'
+    parsed = json.loads(LineFormatter("worker 1", json_lines=True).format(record(sentence, "web", "a=b")))
+    assert (parsed["message"], parsed["tunnel"], parsed["reason"]) == ("cannot accept", "web", "a=b")
+
+
 def test_json_has_values_and_cannot_be_overwritten_by_them() -> None:
     values = {"worker": 1, "level": "mine", "path": Path("/x"), "text": "a\nb"}
     line = LineFormatter("supervisor", json_lines=True).format(record("a sentence", values))

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from forwarder import mesh as module
 from forwarder.mesh import Mesh, joined_fds
+from workers.shm.segments import create_ring
 
 
 @contextlib.contextmanager
@@ -57,14 +57,14 @@ def test_a_dead_workers_memory_is_closed_and_its_successors_is_new(mesh: Mesh) -
 def test_failure_half_way_leaves_nothing(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh.add(0, 1)
     mesh.add(1, 2)
-    real, left = module.create_ring, iter(range(3))
+    left = iter(range(3))
 
     def fail_at_the_last() -> object:
         if next(left, None) is None:
             raise OSError(24, "Too many open files")
-        return real()
+        return create_ring()
 
-    monkeypatch.setattr(module, "create_ring", fail_at_the_last)
+    monkeypatch.setattr("forwarder.mesh.create_ring", fail_at_the_last)
     before = count_fds()
     with pytest.raises(OSError):
         mesh.add(2, 3)

@@ -45,7 +45,7 @@ def test_group_replaces_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("user", "group"), [("no-such-user", None), ("999999", None), (None, "no-such-group")])
 def test_unknown_user_or_group_is_a_configuration_error(user: str | None, group: str | None) -> None:
-    with pytest.raises(BootError, match="no such|on this host") as refused:
+    with pytest.raises(BootError, match="on this host") as refused:
         identity_wanted(user, group)
     assert refused.value.code == 78
 

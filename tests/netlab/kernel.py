@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 
+CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 CLONE_NEWUSER = 0x10000000
 
@@ -14,6 +15,8 @@ _SIOCETHTOOL = 0x8946
 _GSTRINGS, _GSSET_INFO, _SFEATURES = 0x1B, 0x37, 0x3B
 _SS_FEATURES = 4
 _STRING_BYTES = 32
+
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -24,6 +27,12 @@ def unshare(flags: int) -> None:
 
 def setns(descriptor: int) -> None:
     _check(_libc.setns(descriptor, 0), "setns")
+
+
+def mount_own_sysfs() -> None:
+    """Show the present network namespace under /sys. The caller is in a mount namespace of its own."""
+    _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "mount")
+    _check(_libc.mount(b"sysfs", b"/sys", b"sysfs", 0, None), "mount")
 
 
 def _check(result: int, call: str) -> None:

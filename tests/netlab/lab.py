@@ -55,6 +55,7 @@ class Lab:
         self.server_ip6s = [f"2001:2::2:{number:x}" for number in numbers]
         self._started: list[subprocess.Popen[Any]] = []
         self._lock = threading.Lock()
+        self._asked = 0
         self._keeper: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
         self._emulator: Emulator | None = None
@@ -124,19 +125,26 @@ class Lab:
             if self._requests is None:
                 raise LabError("the lab is closed")
             try:
-                self._requests.send(json.dumps(request).encode())
-                message, descriptors, _, _ = socket.recv_fds(self._requests, 65536, 8)
-            except OSError as error:
+                return self._exchange(self._requests, request)
+            except (TimeoutError, ConnectionError) as error:
                 raise LabError(f"the keeper does not answer: {error}") from error
-        if not message:
-            raise LabError("the keeper has died")
-        answer = json.loads(message)
+
+    def _exchange(self, requests: Socket, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        self._asked += 1
+        requests.send(json.dumps(request | {"number": self._asked}).encode())
+        answer: dict[str, Any] = {}
+        descriptors: list[int] = []
+        while answer.get("number") != self._asked:  # others are left from a request that a signal cut short
+            for descriptor in descriptors:
+                os.close(descriptor)
+            message, descriptors, _, _ = socket.recv_fds(requests, 65536, 8, socket.MSG_CMSG_CLOEXEC)
+            if not message:
+                raise LabError("the keeper has died")
+            answer = json.loads(message)
         if "refused" in answer:
             raise NamespacesRefused(answer["refused"])
         if "error" in answer:
             raise OSError(answer["errno"], answer["error"])
-        for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)
         return answer, descriptors
 
     def close(self) -> None:
@@ -214,6 +222,8 @@ class Lab:
         self, namespace: str, family: int = socket.AF_INET, type: int = socket.SOCK_STREAM, protocol: int = 0
     ) -> Socket:
         """A socket of a namespace, for use in this process."""
+        if namespace not in self._namespaces:
+            raise LabError(f"no namespace {namespace}")
         request = {"do": "socket", "namespace": namespace, "family": family, "type": type, "protocol": protocol}
         return socket.socket(fileno=self._ask(request)[1][0])
 

@@ -99,6 +99,10 @@ class Pair:
         path = self.folder / f"{end}.log"
         return path.read_text() if path.exists() else ""
 
+    def logs(self) -> str:
+        """Both logs, for a failure."""
+        return f"\n--- client\n{self.log('client')}\n--- server\n{self.log('server')}"
+
     def start(self, end: str) -> None:
         """Start that end, and wait until it says that it is ready."""
         seen = self.log(end).count("forwarder is ready")
@@ -172,9 +176,7 @@ class Pair:
                     return
             for end, process in self.processes.items():
                 assert process.poll() is None, f"{end} exited with {process.returncode}: {self.log(end)}"
-            assert time.monotonic() < deadline, (
-                f"no {what} within {timeout_s:g} s\n--- client\n{self.log('client')}\n--- server\n{self.log('server')}"
-            )
+            assert time.monotonic() < deadline, f"no {what} within {timeout_s:g} s{self.logs()}"
             time.sleep(0.05)
 
     # The application's view

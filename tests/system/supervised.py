@@ -5,18 +5,20 @@ what memory they share by writing their serial into their arena and into every r
 """
 
 import dataclasses
+import itertools
 import json
-import logging
 import os
 import select
 import socket
 import sys
 import time
+from logging import INFO
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from forwarder.logs import log
 from forwarder.supervisor import Timing, run
 from workers.boot import (
     Boot,
@@ -41,7 +43,7 @@ class Plan(msgspec.Struct, kw_only=True):
     """behaviour: slot -> what its first process does (all: every process of every slot)."""
 
     settings: Settings
-    timing: dict[str, float] = {}
+    timing: Timing
     behaviour: dict[str, str] = {}
     journal: str
     pid_file: str | None = None
@@ -66,10 +68,10 @@ class FakeWorker:
     def run(self) -> None:
         self.note(
             "born",
-            peers=[[p.slot, p.serial] for p in self.boot.peers],
+            peers=[[peer.slot, peer.serial] for peer in self.boot.peers],
             uid=os.getuid(),
-            stray=self.stray_fds(),
             cores=sorted(os.sched_getaffinity(0)),
+            stray=self.stray_fds(),
         )
         if self.behaviour == "crash":
             raise RuntimeError("this fake crashes")
@@ -81,7 +83,7 @@ class FakeWorker:
             self.meet(peer.slot, peer.serial, peer.arena, peer.to_peer.memory, peer.from_peer.memory)
         if self.behaviour != "late":
             self.send(Ready())
-        logging.getLogger("fake").info("a fake is born", {"slot": self.boot.slot, "note": "two words"})
+        log(INFO, "a fake is born", serial=self.boot.serial)
         while self.turn():
             pass
         self.note("leaving")
@@ -116,8 +118,11 @@ class FakeWorker:
                 data, fds, _, _ = socket.recv_fds(self.boot.channel, 65536, 16)
             except BlockingIOError:
                 break
-            if not data:
+            if not data and self.behaviour != "stubborn":
                 return False
+            if not data:
+                time.sleep(BEAT_S)
+                break
             if not self.on_message(msgspec.msgpack.decode(data, type=ToWorker), fds):
                 return False
         if self.drain_at is not None and time.monotonic() >= self.drain_at:
@@ -131,6 +136,8 @@ class FakeWorker:
             case StatusRequest(request) if self.behaviour != "mute":
                 self.report(request)
             case Drain() if self.behaviour != "stubborn":
+                for sock in itertools.chain(*self.boot.listeners.values()):
+                    sock.close()
                 self.drain_at = time.monotonic() + (0.5 if self.behaviour == "slow" else 0.0)
             case Quit():
                 return self.behaviour == "stubborn"
@@ -184,8 +191,7 @@ def main(plan_file: Path) -> int:
         FakeWorker(boot, behaviour, journal).run()
 
     pid_file = Path(plan.pid_file) if plan.pid_file else None
-    timing = Timing(**plan.timing)
-    return run(plan.settings, plan_file, pid_file, plan.daemon, worker_main=worker_main, timing=timing)
+    return run(plan.settings, plan_file, pid_file, plan.daemon, worker_main=worker_main, timing=plan.timing)
 
 
 if __name__ == "__main__":

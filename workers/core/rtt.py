@@ -1,7 +1,7 @@
 """Round-trip time estimation and retransmission timeout (RFC 6298, in whole microseconds)."""
 
 MIN_RTO_US = 300_000
-"""Above TCP's own 200 ms: a stripe's kernel gets the first chance to mend a loss."""
+"""On top of two round trips: TCP's own timeout (200 ms and one round trip) gets the first chance to mend a loss."""
 MAX_RTO_US = 10_000_000
 INITIAL_RTO_US = 1_000_000
 
@@ -31,4 +31,4 @@ class RttEstimator:
         """How long a frame may stay unanswered before it counts as stalled."""
         if not self.srtt_us:
             return INITIAL_RTO_US
-        return min(max(self.srtt_us + 4 * self.rttvar_us, MIN_RTO_US), MAX_RTO_US)
+        return min(max(self.srtt_us + 4 * self.rttvar_us, 2 * self.srtt_us + MIN_RTO_US), MAX_RTO_US)

@@ -25,7 +25,7 @@ from workers.core.retain import SentFrame
 from workers.core.rtt import INITIAL_RTO_US, MAX_RTO_US
 from workers.core.schedule import DeficitRoundRobin
 from workers.core.state import Input, State
-from workers.core.stream import ACK_DELAY_US, FIN_PIECE, SEND_OPEN, Stream
+from workers.core.stream import ACK_DELAY_US, FIN_PIECE, FIN_SENT, SEND_OPEN, Stream
 
 TOMBSTONE_US = 60_000_000
 """How long a finished stream is remembered, to answer a FIN whose ACK was lost. After that the answer is RESET."""
@@ -390,18 +390,16 @@ class SessionShare:
             return
         if stream.state is State.RESETTING:
             return
-        fin_acked = False
         newly = stream.sent.acknowledge(ack.received, ack.ranges)
         for kept in newly:
             self._settle(kept, now_us)
             if kept.kind == frame.DATA:
                 self.shell.release(kept.slot)
-            else:
-                fin_acked = True
-        unblocked = stream.take_credit(ack) or (newly and not len(stream.sent))
+        all_received = newly and not len(stream.sent)
+        unblocked = stream.take_credit(ack) or all_received
         if unblocked and self._blocked.pop(stream.flow, None) is not None and stream.readable:
             self.turns.add(stream)
-        if fin_acked:
+        if all_received and stream.state in FIN_SENT:
             stream.on(Input.FIN_ACKED)
             self._finish_if_closed(stream)
 

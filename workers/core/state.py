@@ -1,6 +1,6 @@
 """The states of a stream as a table (names as in RFC 9293, 3.3.2; ours acknowledges a reset too).
 
-A missing entry is an error that names state and input. FIN_RECEIVED means that every byte before the FIN was received as well.
+A missing entry is an error that names state and input. FIN_RECEIVED and FIN_ACKED mean that every byte before the FIN was received, too.
 """
 
 from enum import Enum

@@ -21,6 +21,7 @@ FIN_PIECE: Any = None
 """Stands in the reorder buffer for the FIN."""
 
 SEND_OPEN = frozenset({State.ESTABLISHED, State.CLOSE_WAIT})
+FIN_SENT = frozenset({State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK})
 
 
 class Stream:

@@ -38,7 +38,8 @@ class ClientSession(Session):
 
 
 class ClientTunnel:
-    """Accepts from `listeners`, which all workers share, one connection a wake-up, so that the workers get even shares."""
+    """Accepts from `listeners`, which all workers share, one connection a wake-up, so that the workers get even
+    shares."""
 
     def __init__(
         self, context: Context, tunnel: StripeClientTunnel, key: Key, session_id: int, listeners: list[socket.socket]

@@ -1,8 +1,8 @@
 """Dialling: the stripes of a client's session that this worker owns are connected, replaced when they die, and paced.
 
-One greenlet decides, one greenlet per dial connects and shakes hands; then the socket goes to the event loop's callbacks. While
-nothing answers, a single dial at a time tries, with growing and jittered pauses; a provider that sees hundreds of connection
-attempts a second suspends the host.
+One greenlet decides, one greenlet per dial connects and shakes hands; then the socket goes to the event loop's
+callbacks. While nothing answers, a single dial at a time tries, with growing and jittered pauses; a provider that
+sees hundreds of connection attempts a second suspends the host.
 """
 
 import logging
@@ -125,9 +125,7 @@ class Dialler:
 
     def _on_failure(self, index: int, why: str) -> None:
         if not self._failures:
-            log.warning(
-                "cannot connect tunnel=%s server=%s reason=%s", self._tunnel.name, self._tunnel.remote_end, why
-            )
+            log.warning("cannot connect tunnel=%s server=%s reason=%s", self._tunnel.name, self._tunnel.remote_end, why)
         pause_s = min(BACKOFF_MIN_S * 2 ** min(self._failures, 10), BACKOFF_MAX_S)
         self._failures += 1
         self._next_dial_s = self._context.loop.now() + pause_s * random.uniform(0.5, 1.0)
@@ -163,9 +161,7 @@ class Dialler:
 
     def _handshake(self, index: int) -> ClientHandshake:
         context = self._context
-        hello = Hello(
-            self._session_id, context.boot_id, index, context.slot, self._tunnel.name, context.roster_ids()
-        )
+        hello = Hello(self._session_id, context.boot_id, index, context.slot, self._tunnel.name, context.roster_ids())
         suite = SUITES[context.settings.suite]
         return ClientHandshake(
             self._key.key_id, self._key.secret, suite, Mode.STRIPE, hello, ephemeral_private=self._entropy(32)

@@ -1,8 +1,8 @@
 """An application's connection: the socket at the end of a stream.
 
 The socket carries SO_LINGER 0 until both directions have finished, so whatever ends it before that is a reset to the
-application. It is read only when a path has room (`read_into`, called from the session's pump): data stays in the kernel, where the
-application's own TCP is slowed down by it, until a path is there to take it.
+application. It is read only when a path has room (`read_into`, called from the session's pump): data stays in the
+kernel, where the application's own TCP is slowed down by it, until a path is there to take it.
 """
 
 import select

@@ -1,7 +1,8 @@
 """The mesh: what workers of one end say to each other, as descriptors in shared-memory rings.
 
-A flow's worker and a carrier's worker meet here when they are not the same. Payload stays where it is, in a slot of the worker
-that received it; only descriptors cross. `session` is the session's number within this end (`workers.io.session`).
+A flow's worker and a carrier's worker meet here when they are not the same. Payload stays where it is, in a slot of
+the worker that received it; only descriptors cross. `session` is the session's number within this end
+(`workers.io.session`).
 
 kind      to                  slot        flow, offset    length            carrier     value          value2
 OUT       carrier's worker    frame       of the frame    of the frame      -           frame kind     -
@@ -14,8 +15,8 @@ GONE      all                 -           -               -                 -   
 ROSTER    all                 -           far boot id, -  -                 -           far slot<<32|serial  -
 DRAIN     all                 -           -               -                 -           -              -
 
-BOUND with flag 0 means that the frame was not sent and comes back. `tunnel` is the tunnel's index. Unknown kinds, and slots and
-lengths outside the arena, are counted and dropped.
+BOUND with flag 0 means that the frame was not sent and comes back. `tunnel` is the tunnel's index. Unknown kinds, and
+slots and lengths outside the arena, are counted and dropped.
 """
 
 import logging
@@ -51,7 +52,18 @@ class MeshHandler(Protocol):
 class Peer:
     """Another worker of this end. `alive` is false once it was reaped; pieces in its arena stay readable."""
 
-    __slots__ = ("_backlog", "_freed_watcher", "_mesh", "_view", "alive", "consumer", "fds", "producer", "serial", "slot")
+    __slots__ = (
+        "_backlog",
+        "_freed_watcher",
+        "_mesh",
+        "_view",
+        "alive",
+        "consumer",
+        "fds",
+        "producer",
+        "serial",
+        "slot",
+    )
 
     def __init__(self, mesh: "Mesh", fds: PeerFds, arena_bytes: int) -> None:
         self.slot = fds.slot
@@ -194,4 +206,3 @@ class Mesh:
             watcher.stop()
             watcher.close()
             peer.close()
-

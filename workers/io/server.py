@@ -1,7 +1,9 @@
-"""The server's end of a stripe tunnel in one worker: stripes are accepted and authenticated here, streams go to the target.
+"""The server's end of a stripe tunnel in one worker: stripes are accepted and authenticated here, streams go to the
+target.
 
-An accepted connection is `Pending` until its first sealed record opens: message 1 may be a replay, so until then nothing is kept of
-it. Whoever fails gets no byte: reading stops, and the connection is reset at the handshake deadline.
+An accepted connection is `Pending` until its first sealed record opens: message 1 may be a replay, so until then
+nothing is kept of it. Whoever fails gets no byte: reading stops, and the connection is reset at the handshake
+deadline.
 """
 
 import errno
@@ -199,7 +201,8 @@ class ServerSession(Session):
 
 
 class ServerTunnel:
-    """Accepts from `listeners`, which all workers share, one connection a wake-up; a stripe goes to the worker of its index."""
+    """Accepts from `listeners`, which all workers share, one connection a wake-up; a stripe goes to the worker of its
+    index."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """One worker's part of a session: its stripes, its streams, and the other workers' stripes that it may use.
 
-`pump` is the one place where something is sent: it gives frames to stripes as long as both are there, own stripes first, then
-those of other workers, a few frames at a time.
+`pump` is the one place where something is sent: it gives frames to stripes as long as both are there, own stripes
+first, then those of other workers, a few frames at a time.
 """
 
 import logging
@@ -14,7 +14,7 @@ from workers.core.path import Path
 from workers.core.retain import SentFrame
 from workers.core.session import MIN_RTT_US, Owner, SessionShare
 from workers.core.stream import Stream
-from workers.io import mesh
+from workers.io import mesh, sockets
 from workers.io.context import Context, clock_us
 from workers.io.endpoint import Endpoint
 from workers.io.memory import Piece
@@ -31,7 +31,8 @@ DEAD_US = 25_000_000
 PUMP_FRAMES = 64
 """Frames sent in one turn of the event loop, so that reading gets its turn."""
 HANDED_MIN, HANDED_MAX = 2, 8
-"""How many frames another worker may hold unsent: enough for its stripes not to wait for the mesh, few for late binding."""
+"""How many frames another worker may hold unsent: enough for its stripes not to wait for the mesh, few for late
+binding."""
 
 log = logging.getLogger("forwarder.session")
 
@@ -110,7 +111,8 @@ class Session:
         return len(self.stripes) + sum(remote.up for remote in self.remotes.values())
 
     def add_stripe(self, stripe: Stripe) -> None:
-        """A stripe is authenticated. It replaces one of the same index, and learns of workers that died during its handshake."""
+        """A stripe is authenticated. It replaces one of the same index, and learns of workers that died during its
+        handshake."""
         former = self.stripes.get(stripe.index)
         if former is not None:
             former.fail("replaced by a new connection")
@@ -121,6 +123,9 @@ class Session:
         self.share.add_path(stripe.path)
         for slot, serial in self.context.gone[stripe.gone_told :]:
             stripe.send(frame.pack(frame.GONE, 0, serial, 0, slot))
+        info = stripe.info = sockets.tcp_info(stripe.sock)
+        if info is not None:
+            self.share.rtt_us = max(self.share.rtt_us, info.rtt_us)
         self._on_stripes_changed()
         self._make_ready(stripe)
         self.pump()
@@ -258,9 +263,7 @@ class Session:
             if slot >= 0:
                 memory.arena.release(slot)
             if header.kind != frame.RESET:
-                self.share.answers.append(
-                    frame.pack(frame.RESET, 0, 0, header.flow, frame.Reason.WORKER_GONE)
-                )
+                self.share.answers.append(frame.pack(frame.RESET, 0, 0, header.flow, frame.Reason.WORKER_GONE))
             return
         length = len(view)
         if slot < 0:
@@ -270,7 +273,9 @@ class Session:
                 return
         memory.arena.lend(slot, worker)
         memory.arena.release(slot)
-        peer.send(mesh.IN, tunnel=self.tunnel.index, slot=slot, session=self.number, length=length, carrier=self.key_index)
+        peer.send(
+            mesh.IN, tunnel=self.tunnel.index, slot=slot, session=self.number, length=length, carrier=self.key_index
+        )
 
     def _on_carrier_frame(self, stripe: Stripe, header: frame.Header, now_us: int) -> None:
         kind = header.kind
@@ -344,7 +349,16 @@ class Session:
             log.warning("frame from the mesh refused tunnel=%s reason=%s", self.tunnel.name, error)
 
     def _on_bound(
-        self, peer: Peer, sent: int, slot: int, flow: int, offset: int, size: int, carrier: int, generation: int, kind: int
+        self,
+        peer: Peer,
+        sent: int,
+        slot: int,
+        flow: int,
+        offset: int,
+        size: int,
+        carrier: int,
+        generation: int,
+        kind: int,
     ) -> None:
         """A frame that was handed to `peer` was sent on one of its stripes, or comes back."""
         remote = self._remote(peer)
@@ -428,7 +442,8 @@ class Session:
             self._arm_ack_timer()
 
     def _stripe_with_room(self) -> Stripe | None:
-        """The own stripe used last among those with room: few stripes stay warm, and the cost does not grow with their number."""
+        """The own stripe used last among those with room: few stripes stay warm, and the cost does not grow with
+        their number."""
         ready = self._ready
         while ready:
             stripe = ready[-1]
@@ -566,7 +581,9 @@ class Session:
         if not share.has_work:
             return False
         remote = max(
-            (remote for remote in self.remotes.values() if remote.has_room), key=lambda each: -each.outstanding, default=None
+            (remote for remote in self.remotes.values() if remote.has_room),
+            key=lambda each: -each.outstanding,
+            default=None,
         )
         if remote is None:
             return False
@@ -621,7 +638,8 @@ class Session:
     # Applications
 
     def choose_owner(self) -> Owner | None:
-        """The other end's worker for a new stream: each that our own stripes lead to in turn, or one that another's do."""
+        """The other end's worker for a new stream: each that our own stripes lead to in turn, or one that another's
+        do."""
         if self.far_draining:
             return None
         if self._owners:
@@ -768,4 +786,3 @@ class Session:
             resumes=self.resumes,
             carriers=[stripe.status(self.context.slot, now_us) for stripe in self.stripes.values()],
         )
-

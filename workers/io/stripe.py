@@ -1,8 +1,8 @@
 """A stripe: one TCP connection between the two ends, as a carrier of sealed frames.
 
-Ingress: `_on_readable` receives what there is, cuts it into records, opens each into a slot and hands it to the session.
-Egress: `send` seals a frame into the worker's staging buffer, `flush` gives the staged records to the kernel in one call. A
-stripe owns memory only for a record that is half received or half sent.
+Ingress: `_on_readable` receives what there is, cuts it into records, opens each into a slot and hands it to the
+session. Egress: `send` seals a frame into the worker's staging buffer, `flush` gives the staged records to the kernel
+in one call. A stripe owns memory only for a record that is half received or half sent.
 """
 
 import socket
@@ -22,18 +22,21 @@ UNSENT_INITIAL = 64 << 10
 UNSENT_MIN = 16 << 10
 UNSENT_MAX = 1 << 20
 UNSENT_S = 0.020
-"""A stripe holds at most so many seconds of unsent data: late binding, with enough to bridge a turn of the event loop."""
+"""A stripe holds at most so many seconds of unsent data: late binding, with enough to bridge a turn of the event
+loop."""
 FRAME_INITIAL = 16 << 10
 FRAME_MIN = 4 << 10
 FRAME_S = 0.016
-"""A frame is at most so many seconds long at the stripe's rate: short enough not to hold up the others, and less than UNSENT_S."""
+"""A frame is at most so many seconds long at the stripe's rate: short enough not to hold up the others, and less than
+UNSENT_S."""
 
 
 class StripeOwner(Protocol):
     """The session that a stripe belongs to."""
 
     def on_frame(self, stripe: "Stripe", slot: int, view: memoryview) -> None:
-        """A frame was opened, into `slot` or (-1) into a buffer that the next record overwrites. Raises RemoteProtocolError."""
+        """A frame was opened, into `slot` or (-1) into a buffer that the next record overwrites. Raises
+        RemoteProtocolError."""
 
     def on_turn_end(self) -> None:
         """All that could be received in this turn was handed over."""
@@ -46,7 +49,8 @@ class StripeOwner(Protocol):
 
 
 class Staging:
-    """Sealed records of one stripe that wait for the end of the turn. Shared by all stripes of a worker, one at a time."""
+    """Sealed records of one stripe that wait for the end of the turn. Shared by all stripes of a worker, one at a
+    time."""
 
     __slots__ = ("fill", "stripe", "view")
 
@@ -256,7 +260,8 @@ class Stripe:
         return False
 
     def send(self, frame: memoryview | bytes) -> None:
-        """Seal a frame; it leaves at the next `flush`. Precondition: `has_room`, or a frame of at most SCRATCH_BYTES."""
+        """Seal a frame; it leaves at the next `flush`. Precondition: `has_room`, or a frame of at most
+        SCRATCH_BYTES."""
         staging = self._staging
         record_bytes = len(frame) + OVERHEAD
         if staging.stripe is not self:

@@ -1,0 +1,100 @@
+"""Where the demo happens: in two namespaces, or on loopback."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tests.netlab import Connection, Lab, Link
+
+CONGESTION = "cubic"
+"""Of every connection on the link: the comparison is of numbers of connections, and of nothing else."""
+LINK = Link(delay_ms=25, rate_bps=500e6)
+PER_CONNECTION = Connection(rate_bps=10e6)
+
+_ROOT = Path(__file__).parents[2]
+_STOP_S = 10.0
+
+Process = subprocess.Popen[Any]
+
+
+class Place(Protocol):
+    """`server` is the server's address as the client sees it, `lab` what limits each connection, if anything does."""
+
+    server: str
+    lab: Lab | None
+
+    def start(self, end: str, argv: Sequence[str], **options: Any) -> Process:
+        """A process at "client" or "server", in a session of its own, that does not outlive the demo."""
+
+    def listen(self, port: int) -> socket.socket:
+        """A listening socket at the server; its connections have the demo's congestion control."""
+
+    def port(self, wanted: int) -> int:
+        """That port, or one that is free here."""
+
+
+class Namespaces:
+    def __init__(self, lab: Lab) -> None:
+        self.lab: Lab | None = lab
+        self.server = lab.server_ip4
+        self._lab = lab
+
+    def start(self, end: str, argv: Sequence[str], **options: Any) -> Process:
+        return self._lab.popen(end, argv, stdin=subprocess.DEVNULL, cwd=_ROOT, start_new_session=True, **options)
+
+    def listen(self, port: int) -> socket.socket:
+        return self._lab.listen("server", "0.0.0.0", port, congestion=CONGESTION)
+
+    def port(self, wanted: int) -> int:
+        return wanted
+
+
+class Loopback:
+    """Both ends in one place, without a limit."""
+
+    def __init__(self) -> None:
+        self.lab: Lab | None = None
+        self.server = "127.0.0.1"
+
+    def start(self, end: str, argv: Sequence[str], **options: Any) -> Process:
+        tied = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+        return subprocess.Popen(tied, stdin=subprocess.DEVNULL, cwd=_ROOT, start_new_session=True, **options)
+
+    def listen(self, port: int) -> socket.socket:
+        listener = socket.socket()
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION.encode())
+        listener.bind((self.server, self.port(port)))
+        listener.listen(128)
+        return listener
+
+    def port(self, wanted: int) -> int:
+        with socket.socket() as probe:
+            probe.bind((self.server, 0))
+            return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def namespaces() -> Iterator[Place]:
+    """Raises NamespacesRefused, NoCompiler."""
+    with Lab(LINK, connections=[PER_CONNECTION]) as lab:
+        yield Namespaces(lab)
+
+
+@contextlib.contextmanager
+def running(process: Process) -> Iterator[Process]:
+    """Ends the process with the block: by SIGTERM, and when that is not enough by SIGKILL to its whole session."""
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
