@@ -104,7 +104,7 @@ class StatusDesk:
         worker = slot.worker
         if worker is None:
             return WorkerStatus(slot.index, 0, 0, "down", 0, 0, 0, slot.restarts, 0, 0)
-        state = State.STARTING.value if worker.state is State.STARTING else "down"
+        state = "down" if slot.index in done.waiting else State.STARTING.value  # started after the question
         return WorkerStatus(slot.index, worker.serial, worker.pid, state, 0, 0, 0, slot.restarts, 0, 0)
 
 

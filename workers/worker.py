@@ -77,6 +77,7 @@ class Worker:
         self._touched: dict[Session, None] = {}
         self._done = Event()
         self._drain_deadline_us: int | None = None
+        self._idle = False
         self._timers: list[Any] = []
 
     # Life
@@ -133,10 +134,19 @@ class Worker:
         for tunnel in self._tunnels.values():
             tunnel.on_time(now_us)
         self._context.memory.arena.trim(now_us / 1e6)
-        if self._drain_deadline_us is not None:
-            busy = any(session.share.streams for session in self._sessions()) or len(self._context.watch)
-            if not busy or now_us > self._drain_deadline_us:
-                self._done.set()
+        if self._drain_deadline_us is not None and (self._is_drained() or now_us > self._drain_deadline_us):
+            self._done.set()
+
+    def _is_drained(self) -> bool:
+        """No stream is left here, nor in a worker that may need the stripes of this one."""
+        if len(self._context.watch) or any(session.share.streams for session in self._sessions()):
+            return False
+        peers = self._mesh.peers.values()
+        if not self._idle:
+            self._idle = True
+            for peer in peers:
+                peer.send(mesh.IDLE)
+        return all(peer.idle for peer in peers)
 
     def _on_memory(self) -> None:
         for session in self._sessions():
@@ -237,6 +247,9 @@ class Worker:
         if kind == mesh.FREE:
             if not self._context.memory.arena.give_back(slot, peer.slot):
                 self._mesh.dropped_descriptors += 1
+            return
+        if kind == mesh.IDLE:
+            peer.idle = True
             return
         tunnel = self._tunnels.get(tunnel_index)
         session = tunnel.find(number) if tunnel is not None else None

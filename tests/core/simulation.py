@@ -10,7 +10,7 @@ comes back with a new generation. A receiver may drop a frame, as one with a ful
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -403,7 +403,10 @@ class Faults:
     freezes: int = 0
     blackouts: int = 0
     kills: int = 0
-    lossy: bool = field(default=False)
+
+    @property
+    def any(self) -> bool:
+        return bool(self.drop or self.deaths or self.freezes or self.blackouts or self.kills)
 
 
 class Simulation:
@@ -603,6 +606,8 @@ class Simulation:
         self.loop.run(self.loop.now_us + QUIET_US, lambda: False)
         for worker in self._all_workers():
             worker.check_empty()
+            if not self.faults.any:
+                assert not worker.share.reinjected_bytes and not worker.share.duplicate_bytes, "sent twice for no reason"
         for flow in self.flows.values():
             self._check_flow(flow)
 

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 from tests.netlab import Connection, Lab, Link
 
-CONGESTION = "cubic"
-"""Of every connection on the link: the comparison is of numbers of connections, and of nothing else."""
 LINK = Link(delay_ms=25, rate_bps=500e6)
 PER_CONNECTION = Connection(rate_bps=10e6)
 
@@ -23,16 +21,18 @@ Process = subprocess.Popen[Any]
 
 
 class Place(Protocol):
-    """`server` is the server's address as the client sees it, `lab` what limits each connection, if anything does."""
+    """`server` is the server's address as the client sees it, `lab` what limits each connection, if anything does,
+    `congestion` the congestion control of all connections between the two, or whichever the system has."""
 
     server: str
     lab: Lab | None
+    congestion: str | None
 
     def start(self, end: str, argv: Sequence[str], **options: Any) -> Process:
         """A process at "client" or "server", in a session of its own, that does not outlive the demo."""
 
     def listen(self, port: int) -> socket.socket:
-        """A listening socket at the server; its connections have the demo's congestion control."""
+        """A listening socket at the server; its connections have the place's congestion control."""
 
     def port(self, wanted: int) -> int:
         """That port, or one that is free here."""
@@ -42,13 +42,14 @@ class Namespaces:
     def __init__(self, lab: Lab) -> None:
         self.lab: Lab | None = lab
         self.server = lab.server_ip4
+        self.congestion: str | None = "cubic"
         self._lab = lab
 
     def start(self, end: str, argv: Sequence[str], **options: Any) -> Process:
         return self._lab.popen(end, argv, stdin=subprocess.DEVNULL, cwd=_ROOT, start_new_session=True, **options)
 
     def listen(self, port: int) -> socket.socket:
-        return self._lab.listen("server", "0.0.0.0", port, congestion=CONGESTION)
+        return self._lab.listen("server", "0.0.0.0", port, congestion=str(self.congestion))
 
     def port(self, wanted: int) -> int:
         return wanted
@@ -60,6 +61,7 @@ class Loopback:
     def __init__(self) -> None:
         self.lab: Lab | None = None
         self.server = "127.0.0.1"
+        self.congestion: str | None = None
 
     def start(self, end: str, argv: Sequence[str], **options: Any) -> Process:
         tied = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
@@ -67,7 +69,6 @@ class Loopback:
 
     def listen(self, port: int) -> socket.socket:
         listener = socket.socket()
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION.encode())
         listener.bind((self.server, self.port(port)))
         listener.listen(128)
         return listener

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from forwarder.control import ControlError, request
 from forwarder.keys import new_key, write_key_file
-from tests.demo.place import CONGESTION, Place, Process, running
+from tests.demo.place import Place, Process, running
 from tests.demo.signals import Signals
 from tests.demo.web import DemoError
 
@@ -31,7 +31,7 @@ mode = "stripe"
 listen = "{server}"
 host_port = {host_port}
 remote_port = {remote_port}
-congestion = "{congestion}"
+{congestion}
 """
 _CLIENT = """\
 role = "client"
@@ -48,7 +48,7 @@ host = "{server}"
 host_port = {host_port}
 local_port = {local_port}
 somaxconn = {stripes}
-congestion = "{congestion}"
+{congestion}
 """
 
 
@@ -63,7 +63,7 @@ def tunnel(place: Place, folder: Path, stripes: int, remote_port: int, signals: 
         "local_port": local_port,
         "remote_port": remote_port,
         "stripes": stripes,
-        "congestion": CONGESTION,
+        "congestion": f'congestion = "{place.congestion}"' if place.congestion else "",
     }
     write_key_file(folder / "demo.key", new_key())
     (folder / "server.toml").write_text(_SERVER.format(**values))

@@ -20,6 +20,8 @@ from tests.netlab import kernel
 
 NAMESPACES = ("client", "server", "link")
 
+_MAC = {"client": "02:00:00:00:00:01", "server": "02:00:00:00:00:02"}
+
 # What cuts or merges segments, so that each packet on the link is one of the MTU's size.
 _SEGMENTATION = (
     "tx-tcp-segmentation",
@@ -78,7 +80,8 @@ class Keeper:
         os.set_inheritable(target, True)
         self._ip(
             end,
-            f"link add eth0 mtu {request['mtu']} type veth peer name {peer} mtu {request['mtu']} "
+            f"link add eth0 address {_MAC[end]} mtu {request['mtu']} type veth "
+            f"peer name {peer} {'' if other == 'link' else 'address ' + _MAC[other]} mtu {request['mtu']} "
             f"netns /proc/self/fd/{target}",
         )
         os.set_inheritable(target, False)
@@ -88,9 +91,13 @@ class Keeper:
     def _address(self, end: str, request: dict[str, Any]) -> None:
         lines = ["link set lo up", "link set eth0 addrgenmode none", "link set eth0 up"]
         for address in request["addresses"][end]:
-            lines.append(
-                f"addr add {address}/64 dev eth0 nodad" if ":" in address else f"addr add {address}/16 dev eth0"
-            )
+            prefix = "64 dev eth0 nodad" if ":" in address else "16 dev eth0"
+            lines.append(f"addr add {address}/{prefix}")
+        # Known neighbours: what waits for an ARP answer is overtaken by what is sent just after it came.
+        other = "server" if end == "client" else "client"
+        lines += [
+            f"neigh add {peer} lladdr {_MAC[other]} dev eth0 nud permanent" for peer in request["addresses"][other]
+        ]
         self._ip(end, *lines)
 
     def _ip(self, namespace: str, *lines: str) -> None:

@@ -165,7 +165,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 def test_start_gives_every_worker_what_is_its_own_and_no_more(rig: Rig) -> None:
-    process = rig.start(workers=3)
+    process = rig.start(workers=3, pid_file=True, log=LogSettings(file=str(rig.directory / "log")))
     born = rig.events("born")
     serials = {line["slot"]: line["serial"] for line in born}
     assert len(set(serials.values())) == 3 and 0 not in serials.values()

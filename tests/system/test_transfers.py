@@ -4,15 +4,18 @@ FORWARDER_TEST_BYTES is how many bytes go each way in the transfers (default 64 
 """
 
 import os
+import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain
 
 import pytest
 
 from tests.netlab import Lab, Link
-from tests.system.instances import Instance, Instances
+from tests.system.instances import Instances
 from tests.system.pair import Pair
-from tests.system.payload import congestion_control, exchange, receive
+from tests.system.payload import congestion_control, exchange, together
 
 TOTAL_BYTES = int(os.environ.get("FORWARDER_TEST_BYTES", 64 << 20))
 STRIPES = 10
@@ -71,25 +74,159 @@ def instances(lab: Lab) -> Iterator[Instances]:
 
 
 def client_text(key: str, *tunnels: str, workers: int = 1) -> str:
-    return f'role = "client"\nworkers = {workers}\n[auth]\n{key}' + "".join(map(tunnel_text, tunnels))
+    return f'role = "client"\nworkers = {workers}\n[auth]\n{key}\n' + tunnel_tables(tunnels)
 
 
-def server_text(keys: list[str], *tunnels: str, workers: int = 1) -> str:
-    clients = "".join(f"[[client]]\n{key}\n" for key in keys)
-    return f'role = "server"\nworkers = {workers}\n{clients}' + "".join(map(tunnel_text, tunnels))
+def server_text(clients: list[str], *tunnels: str, workers: int = 1) -> str:
+    tables = "".join(f"[[client]]\n{client}\n" for client in clients)
+    return f'role = "server"\nworkers = {workers}\n{tables}' + tunnel_tables(tunnels)
 
 
-def tunnel_text(lines: str) -> str:
-    return f'[[tunnel]]\nmode = "stripe"\n{lines}\n'
+def tunnel_tables(tunnels: Iterable[str]) -> str:
+    return "".join(f'[[tunnel]]\nmode = "stripe"\n{tunnel}\n' for tunnel in tunnels)
 
 
-def check_tunnel(lab: Lab, namespace: str, local: tuple[str, int], target: tuple[str, int], total: int = 1 << 20) -> None:
-    """An application at `local` in `namespace` reaches the service at `target` at the server, and only that."""
-    server = namespace if target[0] != "127.0.0.1" or namespace == "client_only" else "server"
+def check_leads(lab: Lab, local: tuple[str, int], target: tuple[str, int], server: str = "server") -> None:
+    """What connects to `local` in the client's namespace reaches the service at `target` in the server's."""
     with lab.listen(server, *target) as listener:
-        listener.settimeout(10)
-        with lab.connect(namespace, *local) as application:
+        listener.settimeout(OPERATION_S)
+        with lab.connect("client", *local, timeout=OPERATION_S) as application:
             service, _ = listener.accept()
             with service:
-                service.settimeout(10)
-                exchange(application, service, total, seed=local[1])
+                service.settimeout(OPERATION_S)
+                exchange(application, service, 1 << 20, seed=local[1])
+
+
+def test_several_tunnels_in_one_file_lead_to_their_own_targets(lab: Lab, instances: Instances) -> None:
+    """All forms of `host`, `listen`, `local` and `remote`."""
+    key = instances.key("laptop")
+    server = instances.start(
+        "server",
+        "server",
+        server_text(
+            [key],
+            'name = "ports"\nhost_port = 9001\nremote_port = 8001',
+            f'name = "addresses"\nlisten = "{lab.server_ip6}"\nhost_port = 9002\nremote = "[::1]:8002"',
+            f'name = "crossed"\nlisten = "{lab.server_ip4}"\nhost_port = 9003\nremote = "{lab.server_ip4}:8003"',
+            workers=2,
+        ),
+    )
+    client = instances.start(
+        "client",
+        "client",
+        client_text(
+            key,
+            f'name = "ports"\nhost = "{lab.server_ip4}"\nhost_port = 9001\nlocal_port = 8081\nsomaxconn = 3',
+            f'name = "addresses"\nhost = "{lab.server_ip6}"\nhost_port = 9002\nlocal = "[::1]:8082"\nsomaxconn = 1',
+            f'name = "crossed"\nhost = "{lab.server_ip4}"\nhost_port = 9003\nlocal = "{lab.client_ip4}:8083"',
+            workers=2,
+        ),
+    )
+    for name, stripes in (("ports", 3), ("addresses", 1), ("crossed", 10)):
+        client.wait_carriers(name, stripes)
+        server.wait_carriers(name, stripes)
+    check_leads(lab, ("127.0.0.1", 8081), ("127.0.0.1", 8001))
+    check_leads(lab, ("::1", 8082), ("::1", 8002))
+    check_leads(lab, (lab.client_ip4, 8083), (lab.server_ip4, 8003))
+    assert [client.carriers_up(name) for name in ("ports", "addresses", "crossed")] == [3, 1, 10]
+    assert [client.tunnel(name)["flows_total"] for name in ("ports", "addresses", "crossed")] == [1, 1, 1]
+
+
+def test_names_as_hosts_are_looked_up(lab: Lab, instances: Instances) -> None:
+    """Both ends in one namespace: there is no name of another."""
+    key = instances.key("laptop")
+    instances.start(
+        "client",
+        "server",
+        server_text([key], 'name = "web"\nlisten = "localhost"\nhost_port = 9000\nremote = "localhost:8000"'),
+    )
+    client = instances.start(
+        "client",
+        "client",
+        client_text(key, 'name = "web"\nhost = "localhost"\nhost_port = 9000\nlocal = "localhost:8080"'),
+    )
+    client.wait_carriers("web", STRIPES)
+    check_leads(lab, ("127.0.0.1", 8080), ("127.0.0.1", 8000), server="client")
+
+
+def test_clients_reach_only_the_tunnels_of_their_key(lab: Lab, instances: Instances) -> None:
+    keys = {name: instances.key(name) for name in ("alice", "bob", "carol")}
+    server = instances.start(
+        "server",
+        "server",
+        server_text(
+            [keys["alice"] + 'tunnels = ["one"]', keys["bob"] + 'tunnels = ["two"]', keys["carol"]],
+            *(
+                f'name = "{name}"\nhost_port = {9000 + number}\nremote_port = {8000 + number}\n'
+                'handshake_timeout = "1s"'
+                for number, name in enumerate(("one", "two"), 1)
+            ),
+        ),
+    )
+    clients = {
+        name: instances.start(
+            "client",
+            name,
+            client_text(
+                key,
+                *(
+                    f'name = "{tunnel}"\nhost = "{lab.server_ip4}"\nhost_port = {9000 + number}\n'
+                    f'local_port = {port + number}\nsomaxconn = 2\nconnect_timeout = "2s"'
+                    for number, tunnel in enumerate(("one", "two"), 1)
+                ),
+            ),
+        )
+        for port, (name, key) in zip((8100, 8200, 8300), keys.items(), strict=True)
+    }
+    for name, tunnel in (("alice", "one"), ("bob", "two"), ("carol", "one"), ("carol", "two")):
+        clients[name].wait_carriers(tunnel, 2)
+    for local_port, target_port in ((8101, 8001), (8202, 8002), (8301, 8001), (8302, 8002)):
+        check_leads(lab, ("127.0.0.1", local_port), ("127.0.0.1", target_port))
+    for local_port in (8102, 8201):
+        with lab.connect("client", "127.0.0.1", local_port) as application, pytest.raises(ConnectionResetError):
+            application.recv(1)
+    assert clients["alice"].carriers_up("two") == clients["bob"].carriers_up("one") == 0
+    for tunnel, allowed in (("one", ["alice", "carol"]), ("two", ["bob", "carol"])):
+        assert sorted(session["key_id"] for session in server.tunnel(tunnel)["sessions"]) == allowed
+    check_leads(lab, ("127.0.0.1", 8101), ("127.0.0.1", 8001))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sessions_of_one_key_are_apart(lab: Lab, instances: Instances, workers: int) -> None:
+    """Three processes of one client: each has its stripes and its streams, and the end of one does not touch the others."""
+    key = instances.key("laptop")
+    server = instances.start(
+        "server", "server", server_text([key], 'name = "web"\nhost_port = 9000\nremote_port = 8000', workers=workers)
+    )
+    ports = (8081, 8082, 8083)
+    clients = [
+        instances.start(
+            "client",
+            f"client-{port}",
+            client_text(
+                key,
+                f'name = "web"\nhost = "{lab.server_ip4}"\nhost_port = 9000\nlocal_port = {port}\nsomaxconn = 4',
+                workers=workers,
+            ),
+        )
+        for port in ports
+    ]
+    server.wait_carriers("web", 4 * len(clients))
+    sessions = server.tunnel("web")["sessions"]
+    assert [(session["key_id"], session["carriers_up"]) for session in sessions] == [("laptop", 4)] * len(clients)
+    with lab.listen("server", "127.0.0.1", 8000) as listener:
+        listener.settimeout(OPERATION_S)
+        pairs: list[tuple[socket.socket, socket.socket]] = []
+        for port in ports:
+            application = lab.connect("client", "127.0.0.1", port, timeout=OPERATION_S)
+            service, _ = listener.accept()
+            service.settimeout(OPERATION_S)
+            pairs.append((application, service))
+        clients[0].process.send_signal(signal.SIGQUIT)
+        clients[0].process.wait(10)
+        for end in pairs.pop(0):
+            with end, pytest.raises(ConnectionResetError):
+                end.recv(1)
+        together(*(partial(exchange, *ends, 4 << 20, seed) for seed, ends in enumerate(pairs)))
+        for end in chain.from_iterable(pairs):
+            end.close()

@@ -53,9 +53,6 @@ class SendBuffer:
     def __len__(self) -> int:
         return len(self._frames)
 
-    def __contains__(self, offset: int) -> bool:
-        return offset in self._by_offset
-
     def add(self, frame: SentFrame) -> None:
         """Keep the frame at `next_offset`."""
         assert frame.offset == self.next_offset

@@ -32,7 +32,7 @@ TOMBSTONE_US = 60_000_000
 MIN_RTT_US = 1_000
 MAX_ANSWERS = 4096
 MAX_OPENERS = 1024
-"""Workers of the other end whose streams are remembered, the dead ones included."""
+"""Workers of the other end, dead ones included, whose streams are remembered; the one that opened none for longest goes."""
 
 Owner = tuple[int, int, int]
 """A worker at the other end: slot, serial, boot id."""
@@ -139,11 +139,9 @@ class SessionShare:
 
     def _admit(self, flow: int) -> bool:
         opener = frame.flow_opener(flow)
-        seen = self._seen.get(opener)
-        if seen is None:
-            if len(self._seen) >= MAX_OPENERS:
-                del self._seen[next(iter(self._seen))]
-            seen = self._seen[opener] = SeenCounters()
+        seen = self._seen[opener] = self._seen.pop(opener, None) or SeenCounters()
+        if len(self._seen) > MAX_OPENERS:
+            del self._seen[next(iter(self._seen))]
         return seen.admit(frame.flow_counter(flow))
 
     def _answer(self, answer: bytes) -> None:

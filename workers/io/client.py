@@ -53,6 +53,7 @@ class ClientTunnel:
         self.session.dialler = self._dialler
         self._waiting: deque[tuple[int, socket.socket]] = deque()
         self._refused = 0
+        self._listeners = listeners
         self._watchers: list[Any] = []
         for listener in listeners:
             watcher = context.loop.io(listener.fileno(), READ)
@@ -127,11 +128,13 @@ class ClientTunnel:
             self.session.share.abandon(frame.Reason.TIMEOUT)
 
     def stop_accepting(self) -> None:
-        """Part of draining."""
+        """Part of draining. Whoever comes after the last worker has closed the listeners is refused by the kernel."""
         for watcher in self._watchers:
             watcher.stop()
             watcher.close()
         self._watchers.clear()
+        for listener in self._listeners:
+            listener.close()
         while self._waiting:
             self._refuse(self._waiting.popleft()[1])
 

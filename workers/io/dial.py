@@ -188,6 +188,7 @@ class Dialler:
     def _join(self, stripe: Stripe, welcome: Welcome, leftover: bytes, outage_us: int | None) -> None:
         session = self._session
         roster = dict(welcome.roster)
+        stripe.owner = session
         stripe.far = (welcome.worker_slot, roster[welcome.worker_slot], welcome.boot_id)
         session.peer_text = sockets.address_text(stripe.sock, peer=True)
         session.on_far_roster({int(slot): serial for slot, serial in roster.items()}, welcome.boot_id)

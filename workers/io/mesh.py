@@ -14,9 +14,11 @@ LOST      all                 -           -               -                 inde
 GONE      all                 -           -               -                 -           far slot<<32|serial  -
 ROSTER    all                 -           far boot id, -  -                 -           far slot<<32|serial  -
 DRAIN     all                 -           -               -                 -           -              -
+IDLE      all                 -           -               -                 -           -              -
 
-BOUND with flag 0 means that the frame was not sent and comes back. `tunnel` is the tunnel's index. Unknown kinds, and
-slots and lengths outside the arena, are counted and dropped.
+BOUND with flag 0 means that the frame was not sent and comes back. IDLE, which names no session, means that the sender
+drains and has no streams left. `tunnel` is the tunnel's index. Unknown kinds, and slots and lengths outside the arena,
+are counted and dropped.
 """
 
 import logging
@@ -28,7 +30,7 @@ from workers.io.memory import Memory
 from workers.shm.arena import ArenaView
 from workers.shm.ring import RingConsumer, RingCorrupt, RingProducer
 
-OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN = range(1, 10)
+OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE = range(1, 11)
 
 READ = 1
 TAKE = 256
@@ -50,7 +52,10 @@ class MeshHandler(Protocol):
 
 
 class Peer:
-    """Another worker of this end. `alive` is false once it was reaped; pieces in its arena stay readable."""
+    """Another worker of this end. `alive` is false once it was reaped; pieces in its arena stay readable.
+
+    `idle`: it drains and has no streams left.
+    """
 
     __slots__ = (
         "_backlog",
@@ -60,6 +65,7 @@ class Peer:
         "alive",
         "consumer",
         "fds",
+        "idle",
         "producer",
         "serial",
         "slot",
@@ -70,6 +76,7 @@ class Peer:
         self.serial = fds.serial
         self.fds = fds
         self.alive = True
+        self.idle = False
         self._mesh = mesh
         self._view = ArenaView(fds.arena, arena_bytes)
         self.producer = RingProducer(fds.to_peer)

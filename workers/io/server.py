@@ -21,7 +21,7 @@ from workers.core import frame
 from workers.core.errors import RemoteProtocolError
 from workers.core.frame import Reason
 from workers.core.handshake import MESSAGE_MAX, Hello, Mode, ServerHandshake, Welcome
-from workers.core.record import Opener, Sealer
+from workers.core.record import LENGTH, RECORD_HEADER, TAG, Opener, Sealer
 from workers.core.stream import Stream
 from workers.io import sockets
 from workers.io.context import Context, clock_us, session_number
@@ -41,18 +41,30 @@ log = logging.getLogger("forwarder.server")
 
 
 class Pending:
-    """An accepted connection on its way through the handshake. Also the owner of the stripe until its first record."""
+    """An accepted connection until its first sealed record opens."""
 
-    __slots__ = ("_handshake", "_hello", "_stripe", "_tunnel", "_watcher", "address", "deadline_us", "failed", "sock")
+    __slots__ = (
+        "_gone_told",
+        "_handshake",
+        "_hello",
+        "_keys",
+        "_received",
+        "_tunnel",
+        "_watcher",
+        "address",
+        "deadline_us",
+        "sock",
+    )
 
     def __init__(self, tunnel: "ServerTunnel", sock: socket.socket, address: str, deadline_us: int) -> None:
         self.sock = sock
         self.address = address
         self.deadline_us = deadline_us
-        self.failed = False
         self._tunnel = tunnel
         self._hello: Hello | None = None
-        self._stripe: Stripe | None = None
+        self._keys: tuple[Sealer, Opener] | None = None
+        self._gone_told = 0
+        self._received = b""
         suite = SUITES[tunnel.context.settings.suite]
         self._handshake = ServerHandshake(tunnel.find_key, suite, Mode.STRIPE)
         self._watcher = tunnel.context.loop.io(sock.fileno(), READ)
@@ -74,17 +86,19 @@ class Pending:
             self._tunnel.forget(self)
 
     def receive(self, data: bytes) -> None:
-        """Take bytes of message 1."""
+        """Take bytes of message 1, and after it of the first record."""
         try:
-            hello = self._handshake.receive(data)
-            if hello is not None:
-                self._on_hello(hello)
+            if self._keys is not None:
+                self._take_record(self._keys, data)
+            else:
+                hello = self._handshake.receive(data)
+                if hello is not None:
+                    self._on_hello(hello)
         except RemoteProtocolError as error:
             self._fail(str(error))
 
     def _fail(self, why: str) -> None:
         """Say nothing and read nothing more; the deadline resets the connection."""
-        self.failed = True
         self._watcher.stop()
         self._tunnel.refused += 1
         log.debug("handshake refused tunnel=%s peer=%s reason=%r", self._tunnel.tunnel.name, self.address, why)
@@ -94,70 +108,58 @@ class Pending:
         context = tunnel.context
         tunnel.check_permission(self._handshake.key_index, hello)
         owner = hello.carrier_index % context.workers
-        self._watcher.stop()
         if owner != context.slot and tunnel.hand_over(self, owner, self._handshake.raw):
             return
         number = session_number(self._handshake.key_id, tunnel.tunnel.name, hello.session_id)
         welcome = Welcome(context.boot_id, number in tunnel.by_number, context.slot, context.roster_ids())
         answer = self._handshake.welcome(welcome, ephemeral_private=os.urandom(32))
-        sockets.prepare_stripe(self.sock, tunnel.tunnel.congestion)
         send_key, receive_key = self._handshake.split()
         suite = SUITES[context.settings.suite]
         most = tunnel.tunnel.frame_max_bytes + frame.HEADER_BYTES
-        stripe = Stripe(
-            context.loop,
-            self.sock,
-            hello.carrier_index,
-            (Sealer(send_key, suite), Opener(receive_key, suite, most)),
-            context.memory,
-            context.staging,
-            frame_max_bytes=tunnel.tunnel.frame_max_bytes,
-            now_us=clock_us(),
-        )
-        stripe.gone_told = len(context.gone)
-        self._hello, self._stripe = hello, stripe
+        self._hello, self._keys = hello, (Sealer(send_key, suite), Opener(receive_key, suite, most))
+        self._gone_told = len(context.gone)
         try:
             self.sock.send(answer)
         except OSError as error:
             raise RemoteProtocolError(f"cannot answer: {error}") from None
-        stripe.start(self)
 
-    # StripeOwner, for the first record
+    def _take_record(self, keys: tuple[Sealer, Opener], data: bytes) -> None:
+        """Until a record has opened it is at most 1 KiB long, and so is what waits here."""
+        received = self._received = self._received + data
+        if len(received) < RECORD_HEADER:
+            return
+        (length,) = LENGTH.unpack_from(received)
+        keys[1].check_length(length)
+        end = RECORD_HEADER + length
+        if len(received) < end:
+            return
+        first = memoryview(bytearray(length - TAG))
+        keys[1].open_into(received[RECORD_HEADER:end], received[:RECORD_HEADER], first)
+        self._join(keys, first, received[end:])
 
-    def on_frame(self, stripe: Stripe, slot: int, view: memoryview) -> None:
-        """The first sealed record opened: the client is genuine."""
+    def _join(self, keys: tuple[Sealer, Opener], first: memoryview, leftover: bytes) -> None:
+        """The first record opened, so the client is genuine: the connection is a stripe of its session."""
         hello, tunnel = self._hello, self._tunnel
         assert hello is not None
         tunnel.on_proven(self)
         session = tunnel.session_for(self._handshake.key_index, self._handshake.key_id, hello.session_id)
         if session is None:
-            raise RemoteProtocolError("too many sessions")
+            sockets.close_with_reset(self.sock)
+            return
+        stripe = tunnel.make_stripe(self.sock, hello.carrier_index, keys)
+        if stripe is None:
+            return
+        stripe.owner, stripe.gone_told = session, self._gone_told
         session.peer_text = self.address
-        stripe.owner = session
-        stripe.far = None
         session.on_far_roster({int(slot): serial for slot, serial in hello.roster}, hello.boot_id)
         session.add_stripe(stripe)
-        session.on_frame(stripe, slot, view)
-
-    def on_turn_end(self) -> None:
-        """See StripeOwner."""
-
-    def on_room(self, stripe: Stripe) -> None:
-        """See StripeOwner."""
-
-    def on_stripe_lost(self, stripe: Stripe, why: str) -> None:
-        """See StripeOwner."""
-        self._tunnel.on_proven(self)
-
-    def close(self) -> None:
-        """Reset the connection, unless it has become a stripe of a session."""
-        self._watcher.stop()
-        self._watcher.close()
-        if self._stripe is not None:
-            if not self._stripe.proven:
-                self._stripe.close()
-        else:
-            sockets.close_with_reset(self.sock)
+        try:
+            session.on_frame(stripe, -1, first)
+        except RemoteProtocolError as error:
+            stripe.fail(str(error))
+            return
+        stripe.start(session, leftover)
+        session.on_turn_end()
 
     def part(self) -> None:
         """The socket now belongs to another."""
@@ -219,6 +221,7 @@ class ServerTunnel:
         self._pending: OrderedDict[Pending, None] = OrderedDict()
         self._per_address: dict[str, int] = {}
         self._past: list[int] = [0, 0, 0, 0]
+        self._listeners = listeners
         self._watchers: list[Any] = []
         for listener in listeners:
             watcher = context.loop.io(listener.fileno(), READ)
@@ -272,7 +275,7 @@ class ServerTunnel:
     def forget(self, pending: Pending) -> None:
         """Reset an unauthenticated connection."""
         self.on_proven(pending)
-        pending.close()
+        sockets.close_with_reset(pending.sock)
 
     def find_key(self, key_id: str) -> tuple[int, bytes] | None:
         """The index and secret of a key."""
@@ -309,9 +312,31 @@ class ServerTunnel:
         except OSError:
             sock.close()
             return
-        self.admit(sock, address).receive(received)
+        pending = self.admit(sock, address)
+        pending.start()
+        pending.receive(received)
 
     # Authenticated
+
+    def make_stripe(self, sock: socket.socket, index: int, keys: tuple[Sealer, Opener]) -> Stripe | None:
+        """A stripe of a genuine client's connection; None, and it is closed, if the peer has broken it."""
+        context = self.context
+        try:
+            sockets.prepare_stripe(sock, self.tunnel.congestion)
+            return Stripe(
+                context.loop,
+                sock,
+                index,
+                keys,
+                context.memory,
+                context.staging,
+                frame_max_bytes=self.tunnel.frame_max_bytes,
+                now_us=clock_us(),
+            )
+        except OSError as error:
+            log.debug("stripe lost tunnel=%s index=%d reason=%s", self.tunnel.name, index, error)
+            sock.close()
+            return None
 
     def session_for(self, key_index: int, key_id: str, session_id: int) -> ServerSession | None:
         """The session that a stripe belongs to, new if need be; None if there are too many."""
@@ -350,11 +375,13 @@ class ServerTunnel:
             self._past[index] += value
 
     def stop_accepting(self) -> None:
-        """Part of draining."""
+        """Part of draining. Whoever comes after the last worker has closed the listeners is refused by the kernel."""
         for watcher in self._watchers:
             watcher.stop()
             watcher.close()
         self._watchers.clear()
+        for listener in self._listeners:
+            listener.close()
         for session in self.by_number.values():
             session.send_drain()
 

@@ -118,7 +118,6 @@ class Session:
             former.fail("replaced by a new connection")
         self._generation += 1
         stripe.path = Path(self.context.slot, stripe.index, self._generation)
-        stripe.proven = True
         self.stripes[stripe.index] = stripe
         self.share.add_path(stripe.path)
         for slot, serial in self.context.gone[stripe.gone_told :]:
@@ -141,8 +140,7 @@ class Session:
             stripe.in_ready = False
         assert stripe.path is not None
         self.share.lose_path(stripe.path)
-        for peer in self.context.mesh.peers.values():
-            peer.send(mesh.LOST, session=self.number, carrier=stripe.index, value=stripe.path.generation)
+        self._tell_all(mesh.LOST, carrier=stripe.index, value=stripe.path.generation)
         if not self.stripes:
             self._return_guests()
         self._on_stripes_changed()
@@ -178,6 +176,10 @@ class Session:
             carrier=len(self.stripes),
             value=far[0] << 32 | far[1],
         )
+
+    def _tell_all(self, kind: int, **fields: int) -> None:
+        for peer in self.context.mesh.peers.values():
+            peer.send(kind, tunnel=self.tunnel.index, session=self.number, **fields)
 
     def _remote(self, peer: Peer) -> RemoteStripes:
         remote = self.remotes.get(peer.slot)
@@ -285,12 +287,10 @@ class Session:
             stripe.pinged_us = 0
         elif kind == frame.GONE:
             self.on_far_worker_gone(header.offset & 0xFF, header.serial)
-            for peer in self.context.mesh.peers.values():
-                peer.send(mesh.GONE, session=self.number, value=(header.offset & 0xFF) << 32 | header.serial)
+            self._tell_all(mesh.GONE, value=(header.offset & 0xFF) << 32 | header.serial)
         elif kind == frame.DRAIN:
             self.far_draining = True
-            for peer in self.context.mesh.peers.values():
-                peer.send(mesh.DRAIN, session=self.number)
+            self._tell_all(mesh.DRAIN)
 
     def on_far_worker_gone(self, slot: int, serial: int) -> None:
         """A worker of the other end is dead."""
@@ -303,9 +303,8 @@ class Session:
         self.far_boot, self.far_roster = boot_id, dict(roster)
         self.far_draining = False
         self.share.on_roster(roster, boot_id)
-        for peer in self.context.mesh.peers.values():
-            for slot, serial in roster.items():
-                peer.send(mesh.ROSTER, session=self.number, flow=boot_id, value=slot << 32 | serial)
+        for slot, serial in roster.items():
+            self._tell_all(mesh.ROSTER, flow=boot_id, value=slot << 32 | serial)
 
     # Ingress: from the mesh
 
@@ -330,6 +329,8 @@ class Session:
         elif kind == mesh.GONE:
             self.on_far_worker_gone(value >> 32, value & 0xFFFFFFFF)
         elif kind == mesh.ROSTER:
+            if flow != self.far_boot:
+                self.far_boot, self.far_roster, self.far_draining = flow, {}, False
             self.share.on_roster({value >> 32: value & 0xFFFFFFFF}, flow)
         elif kind == mesh.DRAIN:
             self.far_draining = True
@@ -556,6 +557,7 @@ class Session:
         peer.send(
             mesh.BOUND,
             flags=1,
+            tunnel=self.tunnel.index,
             slot=slot,
             session=self.number,
             flow=flow,
@@ -571,7 +573,15 @@ class Session:
         guests = self._guests
         while guests:
             peer, slot, _, flow, offset, kind = guests.popleft()
-            peer.send(mesh.BOUND, slot=slot, session=self.number, flow=flow, offset=offset, value2=kind)
+            peer.send(
+                mesh.BOUND,
+                tunnel=self.tunnel.index,
+                slot=slot,
+                session=self.number,
+                flow=flow,
+                offset=offset,
+                value2=kind,
+            )
 
     def _hand_out(self) -> bool:
         """Give one frame to another worker's stripes; False if there is none, or no worker that takes it."""

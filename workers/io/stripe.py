@@ -90,7 +90,6 @@ class Stripe:
         "owner",
         "path",
         "pinged_us",
-        "proven",
         "received_us",
         "gone_told",
         "sock",
@@ -120,7 +119,6 @@ class Stripe:
         self.owner: StripeOwner | None = None
         self.path: Path | None = None
         self.far: tuple[int, int, int] | None = None
-        self.proven = False
         self.closed = False
         self.in_ready = False
         self.stalled = False

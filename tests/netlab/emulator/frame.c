@@ -70,7 +70,8 @@ static void parse_ipv6(struct view *view, size_t length)
     }
     if (at > total)
         return;
-    view->neighbour = view->protocol == IPPROTO_ICMPV6 && at < total && view->ip[at] >= 133 && view->ip[at] <= 137;
+    uint8_t type = at < total ? view->ip[at] : 0;
+    view->neighbour = view->protocol == IPPROTO_ICMPV6 && ((type >= 130 && type <= 137) || type == 143);
     view->l4 = view->ip + at, view->l4_len = total - at;
 }
 

@@ -16,7 +16,7 @@ struct view {
     uint8_t *ip, *l4;
     size_t l4_len;
     uint8_t family, protocol; /* 4 or 6, IPPROTO_*; family 0: not IP */
-    bool neighbour;           /* ARP or IPv6 neighbour discovery */
+    bool neighbour;           /* ARP, IPv6 neighbour or multicast listener discovery */
 };
 
 /* Both ends of a connection. IPv4 addresses use the first 4 bytes, the rest is 0. Ports in host order. */

@@ -1,0 +1,130 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.core.credit import (
+    INITIAL_FRAMES,
+    INITIAL_WINDOW,
+    MIN_SLOT,
+    CreditPool,
+    ReceiveWindow,
+    frames_allowed,
+    reserve_bytes,
+)
+
+RTT_US = 10_000
+CAP = 1 << 20
+
+
+def opened(pool: CreditPool, cap: int = CAP) -> ReceiveWindow:
+    assert pool.reserve(reserve_bytes(INITIAL_WINDOW))
+    return ReceiveWindow(pool, cap, 0)
+
+
+def test_new_window_starts_small() -> None:
+    window = opened(CreditPool(1 << 30))
+    assert window.announce() == (INITIAL_WINDOW, INITIAL_FRAMES) == (16 << 10, 16)
+    assert not window.due()
+
+
+def test_credit_is_due_after_an_eighth_of_the_window() -> None:
+    window = opened(CreditPool(1 << 30))
+    window.on_consumed((INITIAL_WINDOW >> 3) - 1, 1, RTT_US, 1)
+    assert not window.due()
+    window.on_consumed(1, 0, 2 * RTT_US, 1)
+    assert window.due()
+    assert window.announce()[0] == INITIAL_WINDOW + (INITIAL_WINDOW >> 3)
+    assert not window.due()
+
+
+def test_credit_is_due_after_an_eighth_of_the_frames() -> None:
+    window = opened(CreditPool(1 << 30))
+    window.on_consumed(1, 1, RTT_US, 1)
+    assert not window.due()
+    window.on_consumed(1, 1, 2 * RTT_US, 1)
+    assert window.due()
+    assert window.announce() == (INITIAL_WINDOW + 2, INITIAL_FRAMES + 2)
+
+
+def test_window_doubles_while_a_round_trip_takes_more_than_half_of_it() -> None:
+    window, now_us = opened(CreditPool(1 << 30)), 0
+    seen = [window.window]
+    while window.window < CAP:
+        now_us += RTT_US // 4
+        window.on_consumed(window.window // 6, 1, now_us, RTT_US)
+        if window.window != seen[-1]:
+            seen.append(window.window)
+    assert seen == [INITIAL_WINDOW << n for n in range(len(seen))] and seen[-1] == CAP
+    assert now_us <= 7 * RTT_US
+
+
+def test_slow_reader_keeps_its_first_window() -> None:
+    window, now_us = opened(CreditPool(1 << 30)), 0
+    for _ in range(1000):
+        now_us += RTT_US
+        window.on_consumed(INITIAL_WINDOW // 3, 1, now_us, RTT_US)
+    assert window.window == INITIAL_WINDOW
+
+
+def test_burst_after_a_pause_is_not_taken_for_a_rate() -> None:
+    window = opened(CreditPool(1 << 30))
+    window.on_consumed(INITIAL_WINDOW, 1, 1000 * RTT_US, RTT_US)
+    assert window.window == INITIAL_WINDOW
+
+
+def test_exhausted_pool_stops_the_growth_and_not_the_stream() -> None:
+    pool = CreditPool(reserve_bytes(INITIAL_WINDOW) + 1000)
+    window = opened(pool)
+    window.on_consumed(INITIAL_WINDOW, 4, 1, RTT_US)
+    assert window.window == INITIAL_WINDOW
+    assert window.announce() == (2 * INITIAL_WINDOW, INITIAL_FRAMES + 4)
+    assert not pool.reserve(1001)
+
+
+def test_reservation_covers_the_worst_frames_of_a_window() -> None:
+    """As many frames as are allowed, in slots of twice their length or MIN_SLOT."""
+    window = INITIAL_WINDOW
+    while window <= 64 << 20:
+        frames = frames_allowed(window)
+        for large in range(0, frames + 1, max(frames // 16, 1)):
+            size = (window - (frames - large)) // large if large else 0
+            occupied = large * max(2 * size, MIN_SLOT) + (frames - large) * MIN_SLOT
+            assert occupied <= reserve_bytes(window)
+        window *= 2
+
+
+steps = st.lists(
+    st.tuples(
+        st.integers(0, 3), st.integers(0, INITIAL_WINDOW), st.integers(0, 4), st.integers(0, 3 * RTT_US), st.booleans()
+    ),
+    max_size=80,
+)
+
+
+@given(steps, st.integers(0, 600 << 10), st.integers(1, 200 << 10))
+def test_promises_are_kept(steps: list[tuple[int, int, int, int, bool]], total: int, cap: int) -> None:
+    """Credit never shrinks and never exceeds what was consumed and the cap; what is reserved is what the windows need."""
+    pool, now_us = CreditPool(total), 0
+    windows: dict[int, ReceiveWindow] = {}
+    last: dict[int, tuple[int, int]] = {}
+    for number, length, frames, passed_us, close in steps:
+        now_us += passed_us
+        window = windows.get(number)
+        if window is None:
+            if pool.reserve(reserve_bytes(INITIAL_WINDOW)):
+                windows[number], last[number] = ReceiveWindow(pool, cap, now_us), (0, 0)
+        elif close:
+            windows.pop(number).close()
+        else:
+            taken = min(length, window.credit - window.consumed)
+            window.on_consumed(taken, min(frames, window.frames - window.consumed_frames), now_us, RTT_US)
+            due = window.due()
+            credit = window.announce()
+            assert credit[0] >= last[number][0] and credit[1] >= last[number][1]
+            assert due or credit[0] - last[number][0] <= window.window >> 3 or last[number] == (0, 0)
+            assert credit[0] <= window.consumed + max(cap, INITIAL_WINDOW)
+            assert credit[0] == window.consumed + window.window
+            last[number] = credit
+        assert pool.reserved == sum(reserve_bytes(each.window) for each in windows.values()) <= max(total, 0)
+    for window in windows.values():
+        window.close()
+    assert pool.reserved == 0

@@ -1,0 +1,120 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.core.schedule import QUANTUM, DeficitRoundRobin
+
+MAX_FRAME = 256 << 10
+
+
+class Member:
+    def __init__(self, name: int) -> None:
+        self.name = name
+        self.deficit = 0
+        self.scheduled = False
+        self.sent = 0
+
+    def __repr__(self) -> str:
+        return f"member {self.name}"
+
+
+def send(turns: DeficitRoundRobin[Member], length: int) -> Member:
+    member = turns.next()
+    assert member is not None
+    assert turns.next() is member, "asking twice changes nothing"
+    member.sent += length
+    turns.charge(member, length)
+    return member
+
+
+def members(count: int) -> tuple[DeficitRoundRobin[Member], list[Member]]:
+    turns: DeficitRoundRobin[Member] = DeficitRoundRobin()
+    all_members = [Member(number) for number in range(count)]
+    for member in all_members:
+        turns.add(member)
+    return turns, all_members
+
+
+def test_nobody_has_no_turn() -> None:
+    turns, _ = members(0)
+    assert turns.next() is None and len(turns) == 0
+
+
+def test_one_alone_always_has_the_turn() -> None:
+    turns, (only,) = members(1)
+    for _ in range(100):
+        assert send(turns, MAX_FRAME) is only
+
+
+def test_debt_of_one_that_was_alone_does_not_grow() -> None:
+    turns, (first,) = members(1)
+    for _ in range(100):
+        send(turns, MAX_FRAME)
+    second = Member(1)
+    turns.add(second)
+    for _ in range(100):
+        send(turns, QUANTUM)
+    assert abs(second.sent - (first.sent - 100 * MAX_FRAME)) <= MAX_FRAME + QUANTUM
+
+
+def test_leaving_and_coming_back_gains_nothing() -> None:
+    turns, (honest, sly) = members(2)
+    for _ in range(1000):
+        if send(turns, MAX_FRAME) is sly:
+            turns.remove(sly)
+            turns.add(sly)
+    assert sly.sent <= honest.sent + MAX_FRAME + QUANTUM
+
+
+def test_small_frames_get_as_many_bytes_as_large_ones() -> None:
+    turns, (small, large) = members(2)
+    while large.sent < 100 * MAX_FRAME:
+        member = turns.next()
+        send(turns, 1000 if member is small else MAX_FRAME)
+    assert abs(small.sent - large.sent) <= MAX_FRAME + QUANTUM + 1000
+
+
+def test_add_and_remove_may_be_repeated() -> None:
+    turns, (first, second) = members(2)
+    turns.add(first)
+    assert len(turns) == 2
+    turns.remove(second)
+    turns.remove(second)
+    assert len(turns) == 1 and not second.scheduled
+    turns.remove(first)
+    assert turns.next() is None
+
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.integers(1, MAX_FRAME)),
+        st.tuples(st.just("send many"), st.integers(1, 4 * QUANTUM)),
+        st.tuples(st.just("add"), st.integers(0, 5)),
+        st.tuples(st.just("remove"), st.integers(0, 5)),
+    ),
+    max_size=60,
+)
+
+
+@given(actions)
+def test_backlogged_members_get_the_same_within_a_quantum_and_a_frame(actions: list[tuple[str, int]]) -> None:
+    """Whatever others do: between any two that are backlogged all along, the bytes differ by a bounded amount."""
+    turns, all_members = members(6)
+    always = all_members[:2]
+    present = set(all_members)
+    for name, number in actions:
+        member = all_members[number % 6]
+        if name == "add":
+            turns.add(member)
+            present.add(member)
+        elif name == "remove" and member not in always:
+            turns.remove(member)
+            present.discard(member)
+        elif name == "send":
+            assert send(turns, number) in present
+        elif name == "send many":
+            for _ in range(30):
+                assert send(turns, number) in present
+        assert len(turns) == len(present)
+        assert {each for each in all_members if each.scheduled} == present
+        assert abs(always[0].sent - always[1].sent) <= 2 * (QUANTUM + MAX_FRAME)
+        assert all(-MAX_FRAME <= each.deficit <= QUANTUM for each in all_members)
