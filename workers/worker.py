@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 import gevent
 import msgspec
+from gevent._hub_local import set_hub
 from gevent.event import Event
-from gevent.hub import Hub, set_hub
+from gevent.hub import Hub
 
 from workers import boot as messages
 from workers.boot import Boot, PeerFds, RingFds
@@ -153,7 +154,7 @@ class Worker:
             for stream in session.share.streams.values():
                 if stream.readable and not stream.scheduled:
                     session.share.on_readable(stream)
-            session.arm_pump()
+            session.egress.arm()
 
     def _sessions(self) -> list[Session]:
         return [session for tunnel in self._tunnels.values() for session in tunnel.sessions()]
@@ -165,7 +166,7 @@ class Worker:
             for stream in list(session.share.streams.values()):
                 unfinished = True
                 session.share.reset_stream(stream, frame.Reason.SHUTDOWN)
-            session.pump()
+            session.egress.pump()
         if unfinished:
             gevent.sleep(FINAL_FLUSH_S)
         for tunnel in self._tunnels.values():

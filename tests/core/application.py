@@ -10,7 +10,7 @@ from workers.core.state import State
 from workers.core.stream import Stream
 
 if TYPE_CHECKING:
-    from tests.core.simulation import Worker
+    from tests.core.simulated_worker import Worker
 
 
 @dataclass
@@ -82,7 +82,8 @@ class Application:
 
     def __repr__(self) -> str:
         return (
-            f"wrote {self._read}/{self._written}/{len(self.plan.source)} read {len(self.received)}/{len(self._expected)}"
+            f"wrote {self._read}/{self._written}/{len(self.plan.source)}"
+            f" read {len(self.received)}/{len(self._expected)}"
             f" complete={self.complete} reset={self.reason}"
         )
 
@@ -109,10 +110,12 @@ class Application:
     # Writing
 
     def _begin(self) -> None:
-        starts, heard = self.plan.starts, self.delivered > 0 or self._ended_reading
-        if not self._writing and (
-            starts == "at once" or (starts == "after bytes" and heard) or (starts == "after end" and self._ended_reading)
-        ):
+        starts = {
+            "at once": True,
+            "after bytes": self.delivered > 0 or self._ended_reading,
+            "after end": self._ended_reading,
+        }
+        if not self._writing and starts[self.plan.starts]:
             self._writing = True
             self._write()
 

@@ -102,7 +102,7 @@ steps = st.lists(
 
 @given(steps, st.integers(0, 600 << 10), st.integers(1, 200 << 10))
 def test_promises_are_kept(steps: list[tuple[int, int, int, int, bool]], total: int, cap: int) -> None:
-    """Credit never shrinks and never exceeds what was consumed and the cap; what is reserved is what the windows need."""
+    """Credit never shrinks and never exceeds what was consumed and the cap; reserved is what the windows need."""
     pool, now_us = CreditPool(total), 0
     windows: dict[int, ReceiveWindow] = {}
     last: dict[int, tuple[int, int]] = {}

@@ -65,7 +65,7 @@ def test_golden_bytes_are_read_from_any_buffer(name: str) -> None:
     packed, _ = GOLDEN[name]
     header = frame.unpack(packed)
     assert frame.pack(*header) == packed[: frame.HEADER_BYTES]
-    assert header.kind == Kind[name.split()[0] if name != "probe" else "DATA"]
+    assert header.kind == Kind[name.split(maxsplit=1)[0] if name != "probe" else "DATA"]
     assert frame.unpack(bytearray(packed)) == frame.unpack(memoryview(packed)) == header
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,9 +43,9 @@ class Model:
         return edge, tuple(zip(starts, ends, strict=True))[:most]
 
 
-operation = st.one_of(
-    st.tuples(st.just("insert"), st.integers(0, 40), st.integers(1, 6)), st.tuples(st.just("take"), st.just(0), st.just(0))
-)
+insertion = st.tuples(st.just("insert"), st.integers(0, 40), st.integers(1, 6))
+taking = st.tuples(st.just("take"), st.just(0), st.just(0))
+operation = st.one_of(insertion, taking)
 
 
 def check(buffer: ReorderBuffer[tuple[int, int]], model: Model) -> None:
@@ -82,7 +84,7 @@ def cut_and_shuffled(draw: st.DrawFn) -> tuple[bytes, list[tuple[int, bytes]]]:
     data = draw(st.binary(max_size=80))
     cuts = draw(st.sets(st.integers(1, max(len(data) - 1, 1))))
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    pieces = [(start, data[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [(start, data[start:end]) for start, end in itertools.pairwise(edges)]
     again = draw(st.lists(st.sampled_from(pieces), max_size=10)) if pieces else []
     return data, draw(st.permutations(pieces + again))
 

@@ -101,7 +101,10 @@ def test_acks_in_any_order_are_as_the_model_says(data: st.DataObject) -> None:
     assert all(each.done for each in rest) and not len(buffer)
 
 
-@given(st.lists(st.integers(1, 6), max_size=12), st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=7), max_size=8))
+numbers = st.lists(st.integers(0, 50), min_size=1, max_size=7)
+
+
+@given(st.lists(st.integers(1, 6), max_size=12), st.lists(numbers, max_size=8))
 def test_hostile_acks_are_refused_whole_or_taken_as_they_read(lengths: list[int], acks: list[list[int]]) -> None:
     buffer, model = filled(*lengths), Model()
     end = 0

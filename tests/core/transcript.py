@@ -10,7 +10,7 @@ from workers.core.credit import CreditPool
 from workers.core.frame import Ack, Kind, Reason
 from workers.core.path import Path
 from workers.core.session import Owner, SessionShare
-from workers.core.stream import Stream
+from workers.core.stream import ACK_DELAY_US, Stream
 
 CLIENT_SERIAL, SERVER_SERIAL = 0x0501, 0x0901
 BOOT = 1
@@ -79,7 +79,13 @@ class Side:
     """A share and its shell. `events` is what the share told the shell, `delivered` the bytes that it gave it."""
 
     def __init__(
-        self, end: int, *, pool_bytes: int = 1 << 30, window_cap: int = 1 << 20, max_streams: int = 100, start_us: int = 0
+        self,
+        end: int,
+        *,
+        pool_bytes: int = 1 << 30,
+        window_cap: int = 1 << 20,
+        max_streams: int = 100,
+        start_us: int = 0,
     ) -> None:
         serial = CLIENT_SERIAL if end == frame.CLIENT else SERVER_SERIAL
         self.share = SessionShare(end, 0, serial, self, CreditPool(pool_bytes), window_cap, max_streams)
@@ -236,3 +242,33 @@ def client() -> Side:
 
 def server() -> Side:
     return Side(frame.SERVER)
+
+
+def established() -> tuple[Side, Stream]:
+    """A server whose client has opened FLOW and was answered."""
+    side = server()
+    side.hears(opening(frame.OPEN))
+    assert side.says() == ["ACK 0"] and side.told() == ["opened"]
+    return side, side.stream()
+
+
+def answered() -> tuple[Side, Stream]:
+    """A client whose stream FLOW was answered."""
+    side = client()
+    stream = side.open()
+    assert side.says() == ["OPEN opening"] and stream.flow == FLOW
+    side.hears(ack(0))
+    return side, stream
+
+
+def exchange(one: Side, other: Side, most: int = 50) -> None:
+    """Let both talk until neither has anything to say."""
+    for _ in range(most):
+        lines, answers = one.says(), other.says()
+        other.hears(*lines)
+        one.hears(*answers)
+        if not lines and not answers:
+            return
+        one.passes(ACK_DELAY_US)
+        other.passes(ACK_DELAY_US)
+    raise AssertionError("they never stop talking")

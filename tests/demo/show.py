@@ -45,6 +45,7 @@ def main(signals: Signals) -> int:
 
 def _run(where: AbstractContextManager[Place], plan: dict[int, int], screen: Screen, signals: Signals) -> int:
     found = programs()
+    signals.check()
     sizes = {stripes: size * MIB for stripes, size in plan.items()}
     with tempfile.TemporaryDirectory(prefix="forwarder-demo-") as name, where as place:
         folder = Path(name)

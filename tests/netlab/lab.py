@@ -314,6 +314,10 @@ class Lab:
         report.check(p99_ms, max_ms)
         return report
 
+    @property
+    def emulator_pid(self) -> int:
+        return self._running().process.pid
+
     def _running(self) -> Emulator:
         if self._emulator is None:
             raise LabError("this lab has no emulator")

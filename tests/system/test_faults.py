@@ -281,3 +281,15 @@ def test_stripe_that_goes_black_for_good_harms_no_byte(link: Lab) -> None:
         traffic.wait(exchanges, 20)
         assert [exchange.outcome for exchange in exchanges] == [WHOLE] * 2, exchanges
         assert time.monotonic() - began_s < 10
+
+
+def test_new_connections_find_the_stripes_that_work(link: Lab) -> None:
+    with Pair(link, workers=(2, 2)) as pair, Traffic(pair) as traffic:
+        traffic.wait(traffic.open(4, total_bytes=1 << 20), 20)
+        for index in stripes(link, pair)[::2]:
+            assert link.blackhole(index) == 1
+        began_s = time.monotonic()
+        exchanges = [traffic.open(1, total_bytes=100_000)[0] for _ in range(10)]
+        traffic.wait(exchanges, SOON_S)
+        assert [exchange.outcome for exchange in exchanges] == [WHOLE] * 10, exchanges
+        assert time.monotonic() - began_s < SOON_S

@@ -13,6 +13,7 @@ import hashlib
 import random
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ RESET = "reset"
 CUT = "cut"
 """An end of stream before the last byte: what must never happen."""
 WRONG = "wrong bytes"
+DEAD = "died"
+"""On purpose, because the test has set `End.dies`."""
 
 TURN_S = 0.02
 CHUNK_BYTES = 64 << 10
@@ -48,14 +51,15 @@ def digest(phase: int, total_bytes: int) -> bytes:
 class End:
     """One end. `outcome` is None while it is open; then `ended_s` says since when."""
 
-    def __init__(self, sock: socket.socket, phase: int, expected: bytes, total_bytes: int, rate_bps: float) -> None:
+    def __init__(self, sock: socket.socket, phase: int, peer_phase: int, total_bytes: int, rate_bps: float) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.total_bytes, self.rate_bps = total_bytes, rate_bps
         self.sent = self.received = 0
         self.outcome: str | None = None
+        self.dies = False
         self.ended_s = 0.0
-        self._phase, self._expected = phase, expected
+        self._phase, self._peer_phase = phase, peer_phase
         self._hash = hashlib.sha256()
         self._budget = 0.0
         self._shut = self._peer_shut = False
@@ -63,6 +67,11 @@ class End:
     def earn(self, elapsed_s: float) -> None:
         """Time has passed, so more may be sent."""
         self._budget = min(self._budget + elapsed_s * self.rate_bps / 8, 4.0 * CHUNK_BYTES)
+
+    def die(self) -> None:
+        """Reset the connection, as an application that crashes."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._end(DEAD)
 
     @property
     def reads(self) -> bool:
@@ -104,7 +113,7 @@ class End:
             self._peer_shut = True
             if self.received != self.total_bytes:
                 self._end(CUT)
-            elif self._hash.digest() != self._expected:
+            elif self._hash.digest() != digest(self._peer_phase, self.total_bytes):
                 self._end(WRONG)
             self._end_if_done()
 
@@ -123,9 +132,8 @@ class Exchange:
 
     def __init__(self, number: int, socks: Sequence[socket.socket], total_bytes: int, rate_bps: float) -> None:
         phases = (number * 7919 % _PERIOD, (number * 7919 + 4_001) % _PERIOD)
-        digests = [digest(phase, total_bytes) for phase in phases]
         self.ends = tuple(
-            End(sock, phases[side], digests[1 - side], total_bytes, rate_bps) for side, sock in enumerate(socks)
+            End(sock, phases[side], phases[1 - side], total_bytes, rate_bps) for side, sock in enumerate(socks)
         )
 
     def __repr__(self) -> str:
@@ -198,8 +206,11 @@ class Traffic:
 
     def _accept(self, application: socket.socket, timeout_s: float) -> socket.socket:
         """The target's end of a new connection, unless the application reads something first: its reset."""
-        ready, _, _ = select.select([self.listener, application], [], [], timeout_s)
-        if self.listener in ready:
+        poller = select.poll()
+        for sock in (self.listener, application):
+            poller.register(sock, select.POLLIN)
+        ready = [fd for fd, _ in poller.poll(timeout_s * 1000)]
+        if self.listener.fileno() in ready:
             return self.listener.accept()[0]
         with application:
             assert ready, f"the target saw no connection within {timeout_s:g} s{self.pair.logs()}"
@@ -227,15 +238,21 @@ class Traffic:
             ends = [end for exchange in self.exchanges for end in exchange.ends if end.outcome is None]
             for end in ends:
                 end.earn(now_s - last_s)
+                if end.dies:
+                    end.die()
             last_s = now_s
-            readers = {end.sock: end for end in ends if end.reads}
-            writers = {end.sock: end for end in ends if end.writes}
-            if not readers and not writers:
+            poller = select.poll()
+            watched = {}
+            for end in ends:
+                events = select.POLLIN * end.reads | select.POLLOUT * end.writes
+                if events:
+                    poller.register(end.sock, events)
+                    watched[end.sock.fileno()] = end
+            if not watched:
                 time.sleep(TURN_S)
-                continue
-            readable, writable, _ = select.select(list(readers), list(writers), [], TURN_S)
-            for sock in readable:
-                readers[sock].receive()
-            for sock in writable:
-                if writers[sock].outcome is None:
-                    writers[sock].send()
+            for fd, ready in poller.poll(TURN_S * 1000) if watched else ():
+                end = watched[fd]
+                if end.reads and ready & ~select.POLLOUT:
+                    end.receive()
+                if end.writes and ready & ~select.POLLIN:
+                    end.send()

@@ -1,8 +1,8 @@
 """Which streams of one opener were seen: a closed stream must never be opened again by a frame that comes late.
 
-The counters of an opener are dense, so it is enough to keep the highest one seen and the gaps below it: every other counter was
-open once. The first counter seen need not be 0 (the opener may have used others before this memory began): up to EARLIER below it
-count as a gap, since they may arrive late, and all before as used.
+The counters of an opener are dense, so it is enough to keep the highest one seen and the gaps below it: every other
+counter was open once. The first counter seen need not be 0 (the opener may have used others before this memory began):
+up to EARLIER below it count as a gap, since they may arrive late, and all before as used.
 """
 
 from bisect import bisect_right
@@ -14,7 +14,7 @@ EARLIER = 1024
 
 
 class SeenCounters:
-    """The counters that one opener has used so far, in any order of arrival. `_gaps` are disjoint (first, end), rising."""
+    """The counters that one opener has used, in any order of arrival; `_gaps`: (first, end), disjoint, rising."""
 
     __slots__ = ("_gaps", "_next")
 
@@ -23,7 +23,7 @@ class SeenCounters:
         self._gaps: list[tuple[int, int]] = []
 
     def admit(self, counter: int) -> bool:
-        """Whether `counter` is new; it is not from now on. Raises RemoteProtocolError where that would need more than MAX_GAPS gaps."""
+        """Whether `counter` is new; from now on it is not. RemoteProtocolError where that leaves too many gaps."""
         if self._next < 0:
             self._next = max(counter - EARLIER, 0)
         gaps = self._gaps

@@ -1,9 +1,9 @@
 """Credit: how much a peer may send on one stream, and how the window follows the bandwidth-delay product.
 
-A stream's window starts at INITIAL_WINDOW and doubles while the application takes more than half a window in one round trip
-(dynamic right-sizing, as TCP's receive buffer does), up to a cap. The credit pool of a worker bounds the sum: a frame of n
-bytes may occupy a slot of up to 2n bytes and at least 4 KiB, so a window reserves what its worst case occupies. The sum of
-all pools stays below the ingress quota of any one arena, so whatever arrives finds a slot.
+A stream's window starts at INITIAL_WINDOW and doubles while the application takes more than half a window in one round
+trip (dynamic right-sizing, as TCP's receive buffer does), up to a cap. The credit pool of a worker bounds the sum: a
+frame of n bytes may occupy a slot of up to 2n bytes and at least 4 KiB, so a window reserves what its worst case
+occupies. The sum of all pools stays below the ingress quota of any one arena, so whatever arrives finds a slot.
 """
 
 INITIAL_WINDOW = 16 << 10
@@ -61,7 +61,10 @@ class ReceiveWindow:
         self.frames = INITIAL_FRAMES
 
     def on_consumed(self, length: int, frames: int, now_us: int, rtt_us: int) -> None:
-        """The application took `length` bytes of `frames` frames; grows the window where a round trip of `rtt_us` filled half of it."""
+        """The application took `frames` frames of `length` bytes together.
+
+        Grows the window where a round trip of `rtt_us` filled half of it.
+        """
         self.consumed += length
         self.consumed_frames += frames
         elapsed = now_us - self._mark_us

@@ -30,11 +30,12 @@ PONG     as in the PING that it answers      none
 DRAIN    0                                   none: the sender opens and accepts no more streams
 
 A carrier rejects (closes on) an unknown kind, a non-zero reserved field, a length that does not fit the kind.
-Flag OPENING (1) stands on every OPEN, DATA and FIN until the peer has answered: such a frame may create the stream, so the
-order in which stripes deliver does not matter. Flag RESET_SEEN (1) on an ACK acknowledges a RESET.
+Flag OPENING (1) stands on every OPEN, DATA and FIN until the peer has answered: such a frame may create the stream, so
+the order in which stripes deliver does not matter. Flag RESET_SEEN (1) on an ACK acknowledges a RESET.
 
-Flow id: end that opened (1 bit, 0 the client), slot of the worker that opened (7), slot of the worker that owns the other
-end (8), low byte of the opener's serial (8), counter (40). Counters of one opener and owner are dense, from 0.
+Flow id: end that opened (1 bit, 0 the client), slot of the worker that opened (7), slot of the worker that owns the
+other end (8), low byte of the opener's serial (8), counter (40). The counters of one opener and one slot are dense,
+from 0, and go on when another worker takes that slot.
 """
 
 import struct
@@ -99,7 +100,10 @@ class Header(NamedTuple):
 
 
 class Ack(NamedTuple):
-    """What an ACK says: everything below `received` and in `ranges` was received; below `credit` may be sent, in `frames` frames."""
+    """What an ACK says: everything below `received` and in `ranges` was received.
+
+    Below `credit` may be sent, in `frames` frames (both counted from the start of the stream).
+    """
 
     received: int
     credit: int

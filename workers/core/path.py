@@ -1,7 +1,7 @@
 """A path: one carrier as a flow's worker sees it, be the carrier its own or another worker's.
 
-It remembers what was sent on it and not yet received, in order, and how long that takes, so that frames of a path that dies
-or stalls can be sent again elsewhere. A path knows no socket and no key.
+It remembers what was sent on it and not yet received, in order, and how long that takes, so that frames of a path that
+dies or stalls can be sent again elsewhere. A path knows no socket and no key.
 """
 
 from collections import deque
@@ -14,11 +14,23 @@ from workers.core.rtt import MAX_RTO_US, RttEstimator
 class Path:
     """`worker` and `index` name the carrier; `generation` tells its successive connections apart.
 
-    `stalled` paths get no new data until something that was sent on them is received, or until `retry_us`; one path that is
-    not stalled is always left, if there is any path. `stalls` counts timeouts since something was received.
+    `stalled` paths get no new data until something that was sent on them is received, or until `retry_us`; one path
+    that is not stalled is always left, if there is any path. `stalls` counts timeouts since something was received.
     """
 
-    __slots__ = ("_in_flight", "_next_place", "acked_place", "generation", "index", "lost", "retry_us", "rtt", "stalled", "stalls", "worker")
+    __slots__ = (
+        "_in_flight",
+        "_next_place",
+        "acked_place",
+        "generation",
+        "index",
+        "lost",
+        "retry_us",
+        "rtt",
+        "stalled",
+        "stalls",
+        "worker",
+    )
 
     def __init__(self, worker: int, index: int, generation: int) -> None:
         self.worker = worker
@@ -51,7 +63,11 @@ class Path:
         self.stalls = self.retry_us = 0
 
     def is_late(self, frame: SentFrame, now_us: int) -> bool:
-        """Whether `frame` waits longer than the timeout. That grows a little with `stalls`: a path may have become slower."""
+        """Whether `frame` waits longer than the timeout.
+
+        That grows with `stalls`, up to fourfold: the path may have become slower, and only frames sent once tell how
+        much.
+        """
         return now_us - frame.sent_us >= min(self.rtt.rto_us << min(self.stalls, 2), MAX_RTO_US)
 
     def on_stall(self, now_us: int) -> None:

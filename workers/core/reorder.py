@@ -1,8 +1,8 @@
 """The reorder buffer: pieces of a stream by offset, handed out in order, each exactly once.
 
 Invariants: `ranges` is sorted, its ranges are disjoint, do not touch, and none lies below `next_offset`; `pieces` holds
-exactly the pieces that the ranges cover. A piece arrives whole or is a duplicate: frames are never re-cut, so a partial overlap can
-only be a broken or hostile peer.
+exactly the pieces that the ranges cover. A piece arrives whole or is a duplicate: frames are never re-cut, so a partial
+overlap can only be a broken or hostile peer.
 """
 
 from bisect import bisect_right

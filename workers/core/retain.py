@@ -1,4 +1,6 @@
-"""The frames of one stream that were sent and not yet received by the other end: kept until they are, to be sent again elsewhere.
+"""The frames of one stream that were sent and not yet received by the other end: kept until they are.
+
+A frame whose path dies or stalls is sent again elsewhere.
 
 Invariant: `_frames` is ordered by offset and gapless from `acknowledged` to `next_offset`.
 """
@@ -16,13 +18,26 @@ NO_SLOT = -1
 
 
 class SentFrame:
-    """One frame and where it went last. `slot` holds header and payload; a frame without payload has none and is built anew.
+    """One frame. `slot` holds header and payload; a frame without payload has none and is built anew.
 
-    `path` took it last, `place` is its number there. `queued` while it waits to be sent (again). `skip`: once received, an offset up to which
-    everything behind it was received too.
+    `path` took it last, `place` is its number there; `queued` while it waits to be sent (again).
+    `skip`: once it is received, an offset up to which everything behind it was received as well.
     """
 
-    __slots__ = ("done", "kind", "length", "offset", "path", "place", "queued", "sends", "sent_us", "skip", "slot", "stream")
+    __slots__ = (
+        "done",
+        "kind",
+        "length",
+        "offset",
+        "path",
+        "place",
+        "queued",
+        "sends",
+        "sent_us",
+        "skip",
+        "slot",
+        "stream",
+    )
 
     def __init__(self, stream: "Stream", kind: int, offset: int, length: int, slot: int) -> None:
         self.stream = stream

@@ -17,7 +17,10 @@ Member = TypeVar("Member", bound=Scheduled)
 
 
 class DeficitRoundRobin(Generic[Member]):
-    """Members take turns of QUANTUM bytes on average. A member's debt stays when it leaves, so coming back early gains nothing."""
+    """Members take turns of QUANTUM bytes on average.
+
+    A member's debt stays when it leaves, so coming back early gains nothing.
+    """
 
     __slots__ = ("_turn",)
 

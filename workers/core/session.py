@@ -32,14 +32,17 @@ TOMBSTONE_US = 60_000_000
 MIN_RTT_US = 1_000
 MAX_ANSWERS = 4096
 MAX_OPENERS = 1024
-"""Workers of the other end, dead ones included, whose streams are remembered; the one that opened none for longest goes."""
+"""Workers of the other end, dead ones included, whose streams are remembered; the least recent goes."""
 
 Owner = tuple[int, int, int]
 """A worker at the other end: slot, serial, boot id."""
 
 
 class Shell(Protocol):
-    """What a share asks of whoever has the sockets and the memory. No call may come back into the share but `on_consumed`."""
+    """What a share asks of whoever has the sockets and the memory.
+
+    No call may come back into the share but `on_consumed`.
+    """
 
     def deliver(self, stream: Stream, piece: Any, length: int) -> None:
         """The next bytes of the stream; `piece` belongs to the shell from now on."""
@@ -61,10 +64,20 @@ class Shell(Protocol):
 
 
 class SessionShare:
-    """The streams of one session that one worker owns. `end` is frame.CLIENT or frame.SERVER; `slot` and `serial` are this worker's."""
+    """The streams of one session that one worker owns.
+
+    `end` is frame.CLIENT or frame.SERVER; `slot` and `serial` are this worker's.
+    """
 
     def __init__(
-        self, end: int, slot: int, serial: int, shell: Shell, pool: CreditPool, window_cap: int, max_streams: int = 65536
+        self,
+        end: int,
+        slot: int,
+        serial: int,
+        shell: Shell,
+        pool: CreditPool,
+        window_cap: int,
+        max_streams: int = 65536,
     ) -> None:
         self.end = end
         self.slot = slot
@@ -121,7 +134,8 @@ class SessionShare:
         if not fresh or not self._admit(flow):
             self._answer(frame.pack(frame.RESET, 0, 0, flow, Reason.UNKNOWN_FLOW))
             return None
-        if self.draining or len(self.streams) >= self.max_streams or not self.pool.reserve(reserve_bytes(INITIAL_WINDOW)):
+        full = self.draining or len(self.streams) >= self.max_streams
+        if full or not self.pool.reserve(reserve_bytes(INITIAL_WINDOW)):
             reason = Reason.SHUTDOWN if self.draining else Reason.OVERLOAD
             self._answer(frame.pack(frame.RESET, 0, 0, flow, reason))
             return None
@@ -139,7 +153,8 @@ class SessionShare:
 
     def _admit(self, flow: int) -> bool:
         opener = frame.flow_opener(flow)
-        seen = self._seen[opener] = self._seen.pop(opener, None) or SeenCounters()
+        seen = self._seen.pop(opener) if opener in self._seen else SeenCounters()
+        self._seen[opener] = seen
         if len(self._seen) > MAX_OPENERS:
             del self._seen[next(iter(self._seen))]
         return seen.admit(frame.flow_counter(flow))
@@ -183,7 +198,6 @@ class SessionShare:
         while resends:
             kept = resends.popleft()
             kept.queued = False
-            kept.path = None
             if not kept.done:
                 return kept
         return None
@@ -273,7 +287,10 @@ class SessionShare:
             self._queue(stream.add_fin())
 
     def reset_stream(self, stream: Stream, reason: int) -> None:
-        """End the stream as incomplete, at both ends. After the end of both directions: what was delivered will not be consumed."""
+        """End the stream as incomplete, at both ends.
+
+        After both directions have ended it only says that the rest of what was delivered will not be consumed.
+        """
         if stream.state is State.CLOSED:
             stream.close_window()
         if stream.state in (State.RESETTING, State.CLOSED):
@@ -355,7 +372,10 @@ class SessionShare:
             self._deliver(stream)
 
     def on_consumed(self, stream: Stream, length: int, frames: int, now_us: int) -> None:
-        """The application took `length` bytes that came in `frames` frames."""
+        """The application took `frames` whole pieces of `length` bytes together, whose slots are free again.
+
+        To be called for all that was delivered, also after the end of the stream, unless `reset_stream` was.
+        """
         if not stream.window_open:
             return
         stream.window.on_consumed(length, frames, now_us, self.rtt_us)
@@ -443,28 +463,32 @@ class SessionShare:
         self.paths[path.worker, path.index, path.generation] = path
 
     def lose_path(self, path: Path) -> None:
-        """A carrier is gone: what it had not brought to the other end goes elsewhere, and so do the latest ACKs it took."""
+        """A carrier is gone: what it had not brought to the other end goes elsewhere, as do the latest ACKs it took."""
         path.lost = True
         self.paths.pop((path.worker, path.index, path.generation), None)
         self._busy.pop(path, None)
         for kept in reversed(list(path.waiting())):
             self._queue(kept, urgent=True)
-        for stream in self.streams.values():
-            if stream.ack_path is path:
-                stream.ack_path = None
-                self._ack_now(stream)
+        self.ack_elsewhere(path)
         if all(other.stalled for other in self.paths.values()):
             for other in self.paths.values():
                 other.stalled = False
 
+    def ack_elsewhere(self, path: Path) -> None:
+        """What `path` took last may not arrive, or late: streams whose latest ACK it was send that again."""
+        for stream in self.streams.values():
+            if stream.ack_path is path:
+                stream.ack_path = None
+                self._ack_now(stream)
+
     def on_peer_gone(self, slot: int, serial: int) -> None:
-        """The worker of the other end with that serial, and any that had its slot before, is dead: reset its streams."""
+        """The other end's worker with that serial is dead, like any that had its slot before: reset their streams."""
         for stream in list(self.streams.values()):
             if frame.flow_slot(stream.flow, 1 - self.end) == slot and self._serial_age(stream, serial) >= 0:
                 self._lose_stream(stream, Reason.WORKER_GONE)
 
     def on_roster(self, roster: dict[int, int], boot_id: int) -> None:
-        """The workers (slot: serial) of the other end as a new carrier found them. Older serials in the same slot are dead."""
+        """The other end's workers (slot: serial) as a new carrier found them: older ones in these slots are dead."""
         for stream in list(self.streams.values()):
             if stream.owner is not None and stream.owner[2] != boot_id:
                 self._lose_stream(stream, Reason.WORKER_GONE)
@@ -474,13 +498,16 @@ class SessionShare:
                 self._lose_stream(stream, Reason.WORKER_GONE)
 
     def on_forgotten(self, owner: Owner, since_us: int) -> None:
-        """`owner` does not know this session, as asked after an outage that began before `since_us`: what it had before is lost."""
+        """`owner` does not know this session after an outage that began at `since_us`: what it had before is lost."""
         for stream in list(self.streams.values()):
             if stream.owner == owner and stream.answered and stream.opened_us < since_us:
                 self._lose_stream(stream, Reason.WORKER_GONE)
 
     def _serial_age(self, stream: Stream, serial: int) -> int:
-        """How many serials the stream's peer is older than `serial`; negative if younger. The owner's end knows only the low byte."""
+        """How many serials the stream's peer is older than `serial`; negative if younger.
+
+        The owner's end knows only the low byte of the opener's.
+        """
         if stream.owner is not None:
             return (serial - stream.owner[1] + (1 << 31)) % (1 << 32) - (1 << 31)
         low = (stream.flow >> 40) & 0xFF
@@ -535,7 +562,8 @@ class SessionShare:
     def _check_stall(self, path: Path, now_us: int) -> None:
         """Send again what waits too long: all of it elsewhere, or one frame at a time where there is no other path.
 
-        A frame that later ones of the same path have overtaken was dropped by the receiver, for want of memory: the path is fine.
+        A frame that later ones of the same path overtook was dropped by the receiver, for want of memory: the path
+        works.
         """
         while (oldest := path.oldest()) is not None and path.is_late(oldest, now_us):
             if oldest.place < path.acked_place:

@@ -1,6 +1,7 @@
 """The states of a stream as a table (names as in RFC 9293, 3.3.2; ours acknowledges a reset too).
 
-A missing entry is an error that names state and input. FIN_RECEIVED and FIN_ACKED mean that every byte before the FIN was received, too.
+A missing entry is an error that names state and input. FIN_RECEIVED and FIN_ACKED mean that every byte before the FIN
+was received, too.
 """
 
 from enum import Enum
@@ -9,7 +10,10 @@ from workers.core.errors import LocalProtocolError, RemoteProtocolError
 
 
 class State(Enum):
-    """Where a stream stands. CLOSED: nothing more passes in either direction; RESETTING: waits for its RESET to be acknowledged."""
+    """Where a stream stands.
+
+    RESETTING: it waits for its RESET to be acknowledged. CLOSED: nothing more passes in either direction.
+    """
 
     ESTABLISHED = "established"
     FIN_WAIT_1 = "fin-wait-1"
@@ -56,7 +60,7 @@ _OURS = (Input.SEND_FIN, Input.SEND_RESET)
 
 
 def next_state(state: State, event: Input) -> State:
-    """The state that follows. Raises LocalProtocolError for an impossible SEND_*, RemoteProtocolError for the peer's."""
+    """The state that follows. Raises LocalProtocolError for an impossible SEND_*, else RemoteProtocolError."""
     following = TRANSITIONS.get((state, event))
     if following is None:
         error = LocalProtocolError if event in _OURS else RemoteProtocolError

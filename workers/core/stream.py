@@ -1,7 +1,7 @@
 """One stream: the state of a TCP connection that is carried over the paths of a session.
 
-It has two halves that know nothing of each other (what was sent and is kept, what was received and is reordered), the credit of
-both, and one state (`workers.core.state`). It decides nothing about paths: `workers.core.session` does.
+It has two halves that know nothing of each other (what was sent and is kept, what was received and is reordered), the
+credit of both, and one state (`workers.core.state`). It decides nothing about paths: `workers.core.session` does.
 """
 
 from typing import Any
@@ -25,8 +25,9 @@ FIN_SENT = frozenset({State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK})
 
 
 class Stream:
-    """`endpoint` belongs to the shell (whoever has the application's socket); `readable` says that the application may have bytes.
+    """`endpoint` belongs to the shell (whoever has the application's socket).
 
+    readable: whether the application may have bytes.
     peer_serial: for the serial field of our frames: the owner's serial at the opener's end, 0 at the owner's.
     """
 
@@ -104,7 +105,8 @@ class Stream:
     def sendable(self, frame_bytes: int) -> int:
         """How many new bytes may be sent in one frame now, at most `frame_bytes`; 0 where credit forbids.
 
-        Small remainders of credit wait for more while something is in flight (silly window avoidance, RFC 9293, 3.8.6.2.1).
+        Small remainders of credit wait for more while something is in flight (silly window avoidance, RFC 9293,
+        3.8.6.2.1).
         """
         sent = self.sent
         left = self.credit - sent.next_offset
@@ -147,7 +149,7 @@ class Stream:
         return True
 
     def take_fin(self, total: int) -> bool:
-        """Take the peer's FIN; False for a duplicate. Raises RemoteProtocolError where it contradicts what was received."""
+        """Take the peer's FIN; False for a duplicate. Raises RemoteProtocolError where it contradicts what came."""
         if self.fin_total is not None:
             if self.fin_total != total:
                 raise RemoteProtocolError(f"FIN of {total} after one of {self.fin_total}")
@@ -188,6 +190,6 @@ class Stream:
             self.window.close()
 
     def close_window_if_consumed(self) -> None:
-        """The same once the application has taken all that the peer sent: until then it occupies what the credit reserved."""
+        """The same once the application has all that the peer sent: until then that occupies what credit reserved."""
         if self.window.consumed == self.fin_total:
             self.close_window()

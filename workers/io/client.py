@@ -108,7 +108,7 @@ class ClientTunnel:
         stream.endpoint = endpoint
         session.share.on_readable(stream)
         endpoint.attach(self.context.loop, sock)
-        session.pump()
+        session.egress.pump()
 
     def on_time(self, now_us: int) -> None:
         """Every 100 ms."""

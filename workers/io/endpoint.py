@@ -130,7 +130,7 @@ class Endpoint:
             except BlockingIOError:
                 sent = 0
             except OSError:
-                self._owner.on_application_reset(self)
+                self.fail()
                 return
             if not self._consume(sent):
                 self._writing = True
@@ -143,7 +143,7 @@ class Endpoint:
             try:
                 self.sock.shutdown(socket.SHUT_WR)
             except OSError:
-                self._owner.on_application_reset(self)
+                self.fail()
                 return
             self._close_if_done()
 
@@ -178,7 +178,11 @@ class Endpoint:
         if self.closed or self.sock is None:
             return
         if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._owner.on_application_reset(self)
+            self.fail()
+
+    def fail(self) -> None:
+        """The application's connection broke."""
+        self._owner.on_application_reset(self)
 
     def _close_if_done(self) -> None:
         if self._read_done and self._shut and not self.closed:

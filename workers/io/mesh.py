@@ -11,6 +11,7 @@ IN        flow's worker       frame       of the frame    of the frame      -   
 FREE      the slot's owner    slot        -               -                 -           -              -
 CARRIERS  all                 -           far boot id, -  key index         number up   far slot<<32|serial  -
 LOST      all                 -           -               -                 index       generation     -
+STALLED   all                 -           -               -                 index       generation     -
 GONE      all                 -           -               -                 -           far slot<<32|serial  -
 ROSTER    all                 -           far boot id, -  -                 -           far slot<<32|serial  -
 DRAIN     all                 -           -               -                 -           -              -
@@ -30,7 +31,7 @@ from workers.io.memory import Memory
 from workers.shm.arena import ArenaView
 from workers.shm.ring import RingConsumer, RingCorrupt, RingProducer
 
-OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE = range(1, 11)
+OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE, STALLED = range(1, 12)
 
 READ = 1
 TAKE = 256

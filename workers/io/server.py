@@ -186,7 +186,7 @@ class ServerSession(Session):
             log.info("target refuses tunnel=%s target=%s reason=%s", tunnel.name, tunnel.target, error)
             refused = error.errno == errno.ECONNREFUSED
             self.share.reset_stream(stream, Reason.REFUSED if refused else Reason.UNREACHABLE)
-            self.pump()
+            self.egress.pump()
             return
         connected = socket.socket(fileno=sock.detach())
         if endpoint.closed:

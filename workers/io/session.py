@@ -1,22 +1,21 @@
-"""One worker's part of a session: its stripes, its streams, and the other workers' stripes that it may use.
+"""One worker's part of a session: its stripes and its streams; what both need of the other workers; what time brings.
 
-`pump` is the one place where something is sent: it gives frames to stripes as long as both are there, own stripes
-first, then those of other workers, a few frames at a time.
+What is sent is decided in `workers.io.egress`, what crosses between workers in `workers.io.exchange`.
 """
 
 import logging
-from collections import deque
 from typing import Any
 
 from workers.core import frame
 from workers.core.errors import RemoteProtocolError
 from workers.core.path import Path
-from workers.core.retain import SentFrame
 from workers.core.session import MIN_RTT_US, Owner, SessionShare
 from workers.core.stream import Stream
 from workers.io import mesh, sockets
 from workers.io.context import Context, clock_us
+from workers.io.egress import Egress
 from workers.io.endpoint import Endpoint
+from workers.io.exchange import Exchange
 from workers.io.memory import Piece
 from workers.io.mesh import Descriptor, Peer
 from workers.io.stripe import Stripe
@@ -28,38 +27,12 @@ KEEPALIVE_US = 10_000_000
 """A stripe that heard nothing for so long is asked (PING)."""
 DEAD_US = 25_000_000
 """A stripe that heard nothing for so long is dead."""
-PUMP_FRAMES = 64
-"""Frames sent in one turn of the event loop, so that reading gets its turn."""
-HANDED_MIN, HANDED_MAX = 2, 8
-"""How many frames another worker may hold unsent: enough for its stripes not to wait for the mesh, few for late
-binding."""
+GONE_STRIPES = 3
+"""A worker's death is told on so many stripes; whoever misses it learns of it in the next handshake."""
+PROBED = 32
+"""Stripes asked at once after another one stalled."""
 
 log = logging.getLogger("forwarder.session")
-
-
-class RemoteStripes:
-    """The stripes of this session that another worker owns. `handed` is the path of frames that it has not sent yet."""
-
-    __slots__ = ("far", "frame_bytes", "handed", "outstanding", "paths", "peer", "up")
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.up = 0
-        self.outstanding = 0
-        self.far: Owner | None = None
-        self.frame_bytes = frame_initial()
-        self.handed = Path(peer.slot, -1, 0)
-        self.paths: dict[tuple[int, int], Path] = {}
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another frame may be handed over."""
-        return self.outstanding < min(max(self.up, HANDED_MIN), HANDED_MAX) and self.up > 0
-
-
-def frame_initial() -> int:
-    """Frame size for stripes of unknown rate."""
-    return 16 << 10
 
 
 class Session:
@@ -83,32 +56,24 @@ class Session:
             max_streams,
         )
         self.stripes: dict[int, Stripe] = {}
-        self.remotes: dict[int, RemoteStripes] = {}
+        self.exchange = Exchange(context, tunnel, self.share, self.stripes, number, key_index)
+        self.egress = Egress(context, self.share, self.stripes, self.exchange)
         self.resumes = 0
         self.outage_since_us: int | None = clock_us()
         self.far_roster: dict[int, int] = {}
         self.far_boot = 0
         self.far_draining = False
-        self._ready: list[Stripe] = []
-        self._guests: deque[tuple[Peer, int, int, int, int, int]] = deque()
-        self._guest_turn = False
         self._owners: list[Owner] = []
         self._next_owner = 0
         self._generation = 0
         self._dirty: list[Endpoint] = []
-        self._pumping = False
-        self._pump_armed = False
-        self._ack_timer: Any = None
-        self._ack_timer_active = False
-        for peer in context.mesh.peers.values():
-            self._remote(peer)
 
     # Stripes come and go
 
     @property
     def total_up(self) -> int:
         """Stripes of all workers of this end."""
-        return len(self.stripes) + sum(remote.up for remote in self.remotes.values())
+        return len(self.stripes) + self.exchange.up
 
     def add_stripe(self, stripe: Stripe) -> None:
         """A stripe is authenticated. It replaces one of the same index, and learns of workers that died during its
@@ -126,8 +91,8 @@ class Session:
         if info is not None:
             self.share.rtt_us = max(self.share.rtt_us, info.rtt_us)
         self._on_stripes_changed()
-        self._make_ready(stripe)
-        self.pump()
+        self.egress.make_ready(stripe)
+        self.egress.pump()
 
     def on_stripe_lost(self, stripe: Stripe, why: str) -> None:
         """See StripeOwner."""
@@ -135,16 +100,14 @@ class Session:
         if self.stripes.get(stripe.index) is not stripe:
             return
         del self.stripes[stripe.index]
-        if stripe.in_ready:
-            self._ready.remove(stripe)
-            stripe.in_ready = False
+        self.egress.forget(stripe)
         assert stripe.path is not None
         self.share.lose_path(stripe.path)
-        self._tell_all(mesh.LOST, carrier=stripe.index, value=stripe.path.generation)
+        self.exchange.tell_all(mesh.LOST, carrier=stripe.index, value=stripe.path.generation)
         if not self.stripes:
-            self._return_guests()
+            self.exchange.return_guests()
         self._on_stripes_changed()
-        self.arm_pump()
+        self.egress.arm()
 
     def _on_stripes_changed(self) -> None:
         owners: dict[Owner, None] = {}
@@ -153,7 +116,7 @@ class Session:
                 owners[stripe.far] = None
         self._owners = list(owners)
         for peer in self.context.mesh.peers.values():
-            self._tell_carriers(peer)
+            self.exchange.tell_carriers(peer, self._owners[0] if self._owners else None)
         self._check_outage()
 
     def _check_outage(self) -> None:
@@ -165,48 +128,22 @@ class Session:
         elif self.outage_since_us is None:
             self.outage_since_us = clock_us()
 
-    def _tell_carriers(self, peer: Peer) -> None:
-        far = self._owners[0] if self._owners else (0, 0, 0)
-        peer.send(
-            mesh.CARRIERS,
-            tunnel=self.tunnel.index,
-            session=self.number,
-            flow=far[2],
-            length=self.key_index,
-            carrier=len(self.stripes),
-            value=far[0] << 32 | far[1],
-        )
-
-    def _tell_all(self, kind: int, **fields: int) -> None:
-        for peer in self.context.mesh.peers.values():
-            peer.send(kind, tunnel=self.tunnel.index, session=self.number, **fields)
-
-    def _remote(self, peer: Peer) -> RemoteStripes:
-        remote = self.remotes.get(peer.slot)
-        if remote is None or remote.peer is not peer:
-            remote = self.remotes[peer.slot] = RemoteStripes(peer)
-        return remote
-
     # Workers of this end come and go
 
     def on_peer_joined(self, peer: Peer) -> None:
         """A new worker of this end: it has no stripes yet, and has to learn of ours."""
-        self._remote(peer)
-        self._tell_carriers(peer)
+        self.exchange.remote(peer)
+        self.exchange.tell_carriers(peer, self._owners[0] if self._owners else None)
 
     def on_peer_lost(self, peer: Peer) -> None:
         """A worker of this end is dead: its stripes are lost, and the other end has to learn that its streams are."""
-        remote = self.remotes.pop(peer.slot, None)
-        if remote is not None:
-            for path in [remote.handed, *remote.paths.values()]:
-                self.share.lose_path(path)
-        self._guests = deque(guest for guest in self._guests if guest[0] is not peer)
-        for stripe in self.stripes.values():
+        self.exchange.on_peer_lost(peer)
+        heard_last = sorted(self.stripes.values(), key=lambda each: each.received_us)[-GONE_STRIPES:]
+        for stripe in heard_last:
             stripe.send(frame.pack(frame.GONE, 0, peer.serial, 0, peer.slot))
             stripe.flush()
-            break
         self._check_outage()
-        self.arm_pump()
+        self.egress.arm()
 
     # Ingress: from a stripe
 
@@ -287,10 +224,10 @@ class Session:
             stripe.pinged_us = 0
         elif kind == frame.GONE:
             self.on_far_worker_gone(header.offset & 0xFF, header.serial)
-            self._tell_all(mesh.GONE, value=(header.offset & 0xFF) << 32 | header.serial)
+            self.exchange.tell_all(mesh.GONE, value=(header.offset & 0xFF) << 32 | header.serial)
         elif kind == frame.DRAIN:
             self.far_draining = True
-            self._tell_all(mesh.DRAIN)
+            self.exchange.tell_all(mesh.DRAIN)
 
     def on_far_worker_gone(self, slot: int, serial: int) -> None:
         """A worker of the other end is dead."""
@@ -304,28 +241,15 @@ class Session:
         self.far_draining = False
         self.share.on_roster(roster, boot_id)
         for slot, serial in roster.items():
-            self._tell_all(mesh.ROSTER, flow=boot_id, value=slot << 32 | serial)
+            self.exchange.tell_all(mesh.ROSTER, flow=boot_id, value=slot << 32 | serial)
 
     # Ingress: from the mesh
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
         """One descriptor that names this session."""
-        kind, flags, _, slot, _, flow, offset, length, carrier, value, value2 = descriptor
+        kind, _, _, slot, _, flow, _, length, _, value, _ = descriptor
         if kind == mesh.IN:
             self._on_handed_in(peer, slot, length)
-        elif kind == mesh.OUT:
-            self._guests.append((peer, slot, length, flow, offset, value))
-        elif kind == mesh.BOUND:
-            self._on_bound(peer, flags, slot, flow, offset, length, carrier, value, value2)
-        elif kind == mesh.LOST:
-            path = self._remote(peer).paths.pop((carrier, value), None)
-            if path is not None:
-                self.share.lose_path(path)
-        elif kind == mesh.CARRIERS:
-            remote = self._remote(peer)
-            remote.up = carrier
-            remote.far = (value >> 32, value & 0xFFFFFFFF, flow) if carrier else None
-            self._check_outage()
         elif kind == mesh.GONE:
             self.on_far_worker_gone(value >> 32, value & 0xFFFFFFFF)
         elif kind == mesh.ROSTER:
@@ -334,6 +258,9 @@ class Session:
             self.share.on_roster({value >> 32: value & 0xFFFFFFFF}, flow)
         elif kind == mesh.DRAIN:
             self.far_draining = True
+        else:
+            self.exchange.on_descriptor(peer, descriptor)
+            self._check_outage()
 
     def _on_handed_in(self, peer: Peer, slot: int, length: int) -> None:
         try:
@@ -349,301 +276,17 @@ class Session:
         except (RemoteProtocolError, ValueError) as error:
             log.warning("frame from the mesh refused tunnel=%s reason=%s", self.tunnel.name, error)
 
-    def _on_bound(
-        self,
-        peer: Peer,
-        sent: int,
-        slot: int,
-        flow: int,
-        offset: int,
-        size: int,
-        carrier: int,
-        generation: int,
-        kind: int,
-    ) -> None:
-        """A frame that was handed to `peer` was sent on one of its stripes, or comes back."""
-        remote = self._remote(peer)
-        remote.outstanding = max(remote.outstanding - 1, 0)
-        if not self.context.memory.arena.give_back(slot, peer.slot):
-            self.context.mesh.dropped_descriptors += 1
-            return
-        path = None
-        if sent:
-            remote.frame_bytes = min(max(size, frame_initial() >> 2), self.tunnel.frame_max_bytes)
-            path = remote.paths.get((carrier, generation))
-            if path is None:
-                path = remote.paths[carrier, generation] = Path(peer.slot, carrier, generation)
-                self.share.add_path(path)
-        if kind == frame.ACK:
-            stream = self.share.streams.get(flow)
-            if stream is not None:
-                if path is not None:
-                    self.share.on_ack_sent(stream, path)
-                else:
-                    self.share.ack_again(stream)
-            return
-        kept = self.share.find_kept(flow, kind, offset)
-        if kept is None or kept.path is not remote.handed:
-            return
-        if path is not None:
-            self.share.on_bound(kept, path, clock_us())
-        else:
-            self.share.send_again(kept)
-
     def on_turn_end(self) -> None:
         """Give the applications what arrived, then send what that allows (StripeOwner)."""
         dirty = self._dirty
         while dirty:
             dirty.pop().flush()
-        self.pump()
-
-    # Egress
-
-    def arm_pump(self) -> None:
-        """Pump at the end of this turn."""
-        if not self._pump_armed:
-            self._pump_armed = True
-            self.context.loop.run_callback(self._pump_later)
-
-    def _pump_later(self) -> None:
-        self._pump_armed = False
-        self.pump()
+        self.egress.pump()
 
     def on_room(self, stripe: Stripe) -> None:
         """See StripeOwner."""
-        self._make_ready(stripe)
-        self.pump()
-
-    def _make_ready(self, stripe: Stripe) -> None:
-        if not stripe.in_ready and not stripe.closed:
-            stripe.in_ready = True
-            self._ready.append(stripe)
-
-    def pump(self) -> None:
-        """Send as long as there is something to send and a stripe with room."""
-        if self._pumping:
-            return
-        self._pumping = True
-        try:
-            for _ in range(PUMP_FRAMES):
-                stripe = self._stripe_with_room()
-                if stripe is None:
-                    if not self._hand_out():
-                        break
-                elif not self._send_on(stripe):
-                    break
-            else:
-                self.arm_pump()
-            staging = self.context.staging
-            if staging.stripe is not None:
-                staging.stripe.flush()
-        finally:
-            self._pumping = False
-        if self.share.next_due_us is not None and not self._ack_timer_active:
-            self._arm_ack_timer()
-
-    def _stripe_with_room(self) -> Stripe | None:
-        """The own stripe used last among those with room: few stripes stay warm, and the cost does not grow with
-        their number."""
-        ready = self._ready
-        while ready:
-            stripe = ready[-1]
-            if not stripe.stalled and stripe.has_room():
-                return stripe
-            if ready and ready[-1] is stripe:
-                ready.pop()
-                stripe.in_ready = False
-        return None
-
-    def _send_on(self, stripe: Stripe) -> bool:
-        """Send one frame on `stripe`; False if there is none."""
-        share = self.share
-        if self._guests and (self._guest_turn or not share.has_work):
-            self._guest_turn = False
-            self._send_guest(stripe)
-            return True
-        self._guest_turn = True
-        if share.answers:
-            stripe.send(share.answers.popleft())
-            return True
-        assert stripe.path is not None
-        stream = share.ack_to_send()
-        if stream is not None:
-            stripe.send(stream.ack_to_send())
-            share.on_ack_sent(stream, stripe.path)
-            return True
-        kept = share.frame_to_resend()
-        if kept is not None:
-            stripe.send(self._frame_view(kept) if kept.slot >= 0 else share.frame_bytes(kept))
-            share.on_sent(kept, stripe.path, clock_us())
-            return True
-        kept = self._next_data(stripe.frame_bytes)
-        if kept is None:
-            return share.has_work or bool(self._guests)
-        stripe.send(self._frame_view(kept))
-        share.on_sent(kept, stripe.path, clock_us())
-        return True
-
-    def _frame_view(self, kept: SentFrame) -> memoryview:
-        return self.context.memory.arena.view(kept.slot, frame.HEADER_BYTES + kept.length)
-
-    def _next_data(self, frame_bytes: int) -> SentFrame | None:
-        """New bytes of the application whose turn it is, as a frame in a slot."""
-        share, memory = self.share, self.context.memory
-        stream = share.stream_to_send()
-        if stream is None:
-            return None
-        endpoint: Endpoint = stream.endpoint
-        size = stream.sendable(frame_bytes)
-        if not size:
-            share.on_blocked(stream, clock_us())
-            endpoint.pause()
-            return None
-        arena = memory.arena
-        slot = arena.allocate(size + frame.HEADER_BYTES, Side.EGRESS)
-        if slot < 0:
-            memory.starved = True
-            share.on_drained(stream)
-            stream.readable = True
-            endpoint.pause()
-            return None
-        view = arena.view(slot)
-        try:
-            count = endpoint.read_into(view[frame.HEADER_BYTES : frame.HEADER_BYTES + size])
-        except OSError:
-            arena.release(slot)
-            self.on_application_reset(endpoint)
-            return None
-        if count <= 0:
-            arena.release(slot)
-            if count:
-                share.on_drained(stream)
-                endpoint.resume()
-            else:
-                share.on_fin(stream)
-            return None
-        used = frame.HEADER_BYTES + count
-        if 4 * used <= len(view):
-            slot, view = self._shrink(slot, view, used)
-        kept = share.add_data(stream, count, slot, view)
-        if count < size:
-            share.on_drained(stream)
-            endpoint.resume()
-        else:
-            endpoint.pause()
-        return kept
-
-    def _shrink(self, slot: int, view: memoryview, used: int) -> tuple[int, memoryview]:
-        """Move a small read out of a large slot, which would be held until the peer has it."""
-        arena = self.context.memory.arena
-        smaller = arena.allocate(used, Side.EGRESS)
-        if smaller < 0:
-            return slot, view
-        target = arena.view(smaller)
-        target[frame.HEADER_BYTES : used] = view[frame.HEADER_BYTES : used]
-        arena.release(slot)
-        return smaller, target
-
-    def _send_guest(self, stripe: Stripe) -> None:
-        """Send a frame of another worker's flow."""
-        peer, slot, length, flow, offset, kind = self._guests.popleft()
-        assert stripe.path is not None
-        try:
-            view = peer.view(slot, length)
-        except ValueError:
-            self.context.mesh.dropped_descriptors += 1
-            return
-        stripe.send(view)
-        peer.send(
-            mesh.BOUND,
-            flags=1,
-            tunnel=self.tunnel.index,
-            slot=slot,
-            session=self.number,
-            flow=flow,
-            offset=offset,
-            length=stripe.frame_bytes,
-            carrier=stripe.index,
-            value=stripe.path.generation,
-            value2=kind,
-        )
-
-    def _return_guests(self) -> None:
-        """No stripe left: the frames of other workers go back to them."""
-        guests = self._guests
-        while guests:
-            peer, slot, _, flow, offset, kind = guests.popleft()
-            peer.send(
-                mesh.BOUND,
-                tunnel=self.tunnel.index,
-                slot=slot,
-                session=self.number,
-                flow=flow,
-                offset=offset,
-                value2=kind,
-            )
-
-    def _hand_out(self) -> bool:
-        """Give one frame to another worker's stripes; False if there is none, or no worker that takes it."""
-        share = self.share
-        if not self.stripes and self._guests:
-            self._return_guests()
-        if not share.has_work:
-            return False
-        remote = max(
-            (remote for remote in self.remotes.values() if remote.has_room),
-            key=lambda each: -each.outstanding,
-            default=None,
-        )
-        if remote is None:
-            return False
-        if share.answers:
-            self._hand_out_bytes(remote, share.answers.popleft(), 0, 0, 0)
-            return True
-        stream = share.ack_to_send()
-        if stream is not None:
-            if not self._hand_out_bytes(remote, stream.ack_to_send(), stream.flow, 0, frame.ACK):
-                share.ack_again(stream)
-                return False
-            share.on_ack_sent(stream, remote.handed)
-            return True
-        kept = share.frame_to_resend() or self._next_data(remote.frame_bytes)
-        if kept is None:
-            return share.has_work
-        flow, offset, kind = kept.stream.flow, kept.offset, kept.kind
-        if kept.slot < 0:
-            if not self._hand_out_bytes(remote, share.frame_bytes(kept), flow, offset, kind):
-                share.send_again(kept)
-                return False
-        else:
-            self._hand_out_slot(remote, kept.slot, frame.HEADER_BYTES + kept.length, flow, offset, kind)
-        share.on_sent(kept, remote.handed, clock_us())
-        return True
-
-    def _hand_out_bytes(self, remote: RemoteStripes, data: bytes, flow: int, offset: int, kind: int) -> bool:
-        memory = self.context.memory
-        slot = memory.copy_in(data, Side.EGRESS)
-        if slot < 0:
-            memory.starved = True
-            return False
-        self._hand_out_slot(remote, slot, len(data), flow, offset, kind)
-        memory.arena.release(slot)
-        return True
-
-    def _hand_out_slot(self, remote: RemoteStripes, slot: int, length: int, flow: int, offset: int, kind: int) -> None:
-        self.context.memory.arena.lend(slot, remote.peer.slot)
-        remote.outstanding += 1
-        remote.peer.send(
-            mesh.OUT,
-            tunnel=self.tunnel.index,
-            slot=slot,
-            session=self.number,
-            flow=flow,
-            offset=offset,
-            length=length,
-            carrier=self.key_index,
-            value=kind,
-        )
+        self.egress.make_ready(stripe)
+        self.egress.pump()
 
     # Applications
 
@@ -655,15 +298,12 @@ class Session:
         if self._owners:
             self._next_owner += 1
             return self._owners[self._next_owner % len(self._owners)]
-        for remote in self.remotes.values():
-            if remote.far is not None:
-                return remote.far
-        return None
+        return self.exchange.far
 
     def on_readable(self, endpoint: Endpoint) -> None:
         """See EndpointOwner."""
         self.share.on_readable(endpoint.stream)
-        self.pump()
+        self.egress.pump()
         if endpoint.stream.readable:
             endpoint.pause()
 
@@ -671,13 +311,13 @@ class Session:
         """See EndpointOwner."""
         self.share.on_consumed(endpoint.stream, length, frames, clock_us())
         if self.share.acks:
-            self.arm_pump()
+            self.egress.arm()
 
     def on_application_reset(self, endpoint: Endpoint) -> None:
         """See EndpointOwner."""
         self.share.reset_stream(endpoint.stream, frame.Reason.APPLICATION)
         endpoint.close()
-        self.arm_pump()
+        self.egress.arm()
 
     # Shell
 
@@ -706,7 +346,7 @@ class Session:
         endpoint: Endpoint | None = stream.endpoint
         if endpoint is not None:
             endpoint.close()
-        self.arm_pump()
+        self.egress.arm()
 
     def release(self, slot: int) -> None:
         """See Shell."""
@@ -718,45 +358,44 @@ class Session:
 
     # Time
 
-    def _arm_ack_timer(self) -> None:
-        due_us = self.share.next_due_us
-        if due_us is None:
-            return
-        if self._ack_timer is not None:
-            self._ack_timer.close()
-        self._ack_timer = self.context.loop.timer(max(due_us - clock_us(), 0) / 1e6)
-        self._ack_timer_active = True
-        self._ack_timer.start(self._on_acks_due)
-
-    def _on_acks_due(self) -> None:
-        self._ack_timer_active = False
-        self.share.on_acks_due(clock_us())
-        self.pump()
-
     def on_time(self, now_us: int) -> None:
         """Every 100 ms: meters, liveness, stalls."""
         rtt_us = MIN_RTT_US
         for stripe in list(self.stripes.values()):
-            if stripe.used:
-                stripe.used = False
+            if stripe.used or (stripe.info is not None and stripe.info.unacked_bytes):
+                stripe.used, was_stalled = False, stripe.stalled
                 stripe.sample(self.tunnel.frame_max_bytes)
                 if stripe.info is not None:
                     rtt_us = max(rtt_us, stripe.info.rtt_us)
+                if stripe.stalled and not was_stalled:
+                    self._on_stall(stripe, now_us)
             self._check_alive(stripe, now_us)
         if rtt_us > MIN_RTT_US:
             self.share.rtt_us = rtt_us
         self.share.on_time(now_us)
-        if self.share.has_work or self._guests:
-            self.pump()
+        if self.share.has_work or self.exchange.guests:
+            self.egress.pump()
 
     def _check_alive(self, stripe: Stripe, now_us: int) -> None:
         silent_us = now_us - stripe.received_us
         if silent_us > DEAD_US:
             stripe.fail("silent")
         elif silent_us > KEEPALIVE_US and not stripe.pinged_us:
-            stripe.pinged_us = now_us
-            stripe.send(frame.pack(frame.PING, 0, 0, 0, now_us))
-            stripe.flush()
+            self._ping(stripe, now_us)
+
+    def _ping(self, stripe: Stripe, now_us: int) -> None:
+        stripe.pinged_us = now_us
+        stripe.send(frame.pack(frame.PING, 0, 0, 0, now_us))
+        stripe.flush()
+
+    def _on_stall(self, stripe: Stripe, now_us: int) -> None:
+        """Its latest ACKs leave elsewhere. What stalls one stripe may stall others: those next in line are asked."""
+        if stripe.path is not None:
+            self.share.ack_elsewhere(stripe.path)
+            self.exchange.tell_all(mesh.STALLED, carrier=stripe.index, value=stripe.path.generation)
+        for other in self.egress.next_in_line(PROBED):
+            if not other.pinged_us:
+                self._ping(other, now_us)
 
     def expired(self, now_us: int) -> bool:
         """Whether no stripe has been up anywhere for longer than the resume timeout."""
@@ -766,7 +405,7 @@ class Session:
     def send_drain(self) -> None:
         """Tell the other end that this one opens and takes no more streams."""
         self.share.draining = True
-        for stripe in self.stripes.values():
+        for stripe in list(self.stripes.values()):
             stripe.send(frame.pack(frame.DRAIN, 0, 0, 0, 0))
             stripe.flush()
 
@@ -775,11 +414,8 @@ class Session:
         self.share.abandon(reason)
         for stripe in list(self.stripes.values()):
             stripe.fail("session closed")
-        self._return_guests()
-        if self._ack_timer is not None:
-            self._ack_timer.close()
-            self._ack_timer = None
-            self._ack_timer_active = True
+        self.exchange.return_guests()
+        self.egress.close()
 
     # Status
 

@@ -1,5 +1,6 @@
 """Socket options, and what the kernel tells of a TCP connection."""
 
+import contextlib
 import fcntl
 import socket
 import struct
@@ -23,11 +24,15 @@ _TCP_INFO_BYTES = 168
 _RTT = struct.Struct("=I")
 _RTT_AT, _MSS_AT, _CWND_AT, _UNACKED_AT, _RETRANS_AT, _SEGS_OUT_AT = 68, 16, 80, 24, 100, 136
 _BYTES_ACKED_AT, _DELIVERY_RATE_AT, _APP_LIMITED_AT = 120, 160, 7
+_TIMEOUTS_AT = 2
 _U64 = struct.Struct("=Q")
 
 
 class TcpInfo(NamedTuple):
-    """A few fields of TCP_INFO. `loss`: retransmitted share of all segments. `rate_bps`: bits a second."""
+    """A few fields of TCP_INFO. `loss`: retransmitted share of all segments. `rate_bps`: bits a second.
+
+    `timeouts`: retransmission timeouts in a row, since something was acknowledged.
+    """
 
     rtt_us: int
     unacked_bytes: int
@@ -35,6 +40,7 @@ class TcpInfo(NamedTuple):
     window_rate_bps: float
     delivery_rate_bps: float
     app_limited: bool
+    timeouts: int
     loss: float
 
 
@@ -63,6 +69,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
         window_rate_bps=8e6 * cwnd * mss / max(rtt_us, 1),
         delivery_rate_bps=8.0 * delivery,
         app_limited=bool(raw[_APP_LIMITED_AT] & 1),
+        timeouts=raw[_TIMEOUTS_AT],
         loss=retrans / max(segments, 1),
     )
 
@@ -116,10 +123,8 @@ def prepare_stripe(sock: socket.socket, congestion: str | None) -> None:
 
 def close_with_reset(sock: socket.socket) -> None:
     """Close at once; the peer reads a reset."""
-    try:
+    with contextlib.suppress(OSError):
         reset_on_close(sock)
-    except OSError:
-        pass
     sock.close()
 
 

@@ -61,7 +61,10 @@ class Staging:
 
 
 class Stripe:
-    """Owns `sock` (connected, non-blocking). `received_us` is when the peer last sent anything."""
+    """Owns `sock` (connected, non-blocking). `received_us` is when the peer last sent anything.
+
+    `stalled`: the kernel's retransmission timer ran out, and nothing was acknowledged since.
+    """
 
     __slots__ = (
         "_body",
@@ -84,6 +87,7 @@ class Stripe:
         "closed",
         "far",
         "frame_bytes",
+        "gone_told",
         "in_ready",
         "index",
         "info",
@@ -91,10 +95,8 @@ class Stripe:
         "path",
         "pinged_us",
         "received_us",
-        "gone_told",
         "sock",
         "stalled",
-        "stalled_us",
         "up_since_us",
         "used",
     )
@@ -122,7 +124,6 @@ class Stripe:
         self.closed = False
         self.in_ready = False
         self.stalled = False
-        self.stalled_us = 0
         self.acked_bytes = 0
         self.gone_told = 0
         self.used = False
@@ -332,6 +333,7 @@ class Stripe:
         info = self.info = sockets.tcp_info(self.sock)
         if info is None:
             return
+        self.stalled = info.timeouts > 0
         rate = info.delivery_rate_bps
         if info.app_limited:
             rate = max(rate, min(info.window_rate_bps, 2 * self._rate_bps or info.window_rate_bps))

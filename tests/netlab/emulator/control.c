@@ -94,7 +94,9 @@ static bool set_limit(struct path *path, char **rest)
     return assign(&path->flows.all[index]->passage[way].limits, limit_fields, rest);
 }
 
-enum fault { BLACKHOLE, RESTORE, RESET_BOTH };
+enum fault { BLACKHOLE, RESTORE, RESET_BOTH, FAULTS };
+
+static const char *const faults[FAULTS] = {"blackhole", "restore", "reset"};
 
 static void inflict(struct path *path, struct flow *flow, enum fault fault, uint64_t ways)
 {
@@ -208,9 +210,16 @@ static void obey(struct control *control, struct path *path, char *line)
 {
     char *rest, *verb = strtok_r(line, " ", &rest);
     uint64_t value;
-    bool understood = verb != NULL;
+    bool understood = true;
     int64_t found = 0;
+    int kind = 0;
+    while (verb && kind < FAULTS && strcmp(verb, faults[kind]))
+        kind++;
     if (!verb) {
+        understood = false;
+    } else if (kind < FAULTS) {
+        found = fault(path, (enum fault)kind, &rest);
+        understood = found >= 0;
     } else if (!strcmp(verb, "seed")) {
         understood = number(&rest, UINT64_MAX, &path->seed);
     } else if (!strcmp(verb, "link")) {
@@ -219,9 +228,6 @@ static void obey(struct control *control, struct path *path, char *line)
         understood = number(&rest, 65536, &value) && flow_add_rule(&path->flows, (uint16_t)value);
     } else if (!strcmp(verb, "limit")) {
         understood = set_limit(path, &rest);
-    } else if (!strcmp(verb, "blackhole") || !strcmp(verb, "restore") || !strcmp(verb, "reset")) {
-        found = fault(path, *verb == 'b' ? BLACKHOLE : verb[3] == 't' ? RESTORE : RESET_BOTH, &rest);
-        understood = found >= 0;
     } else if (!strcmp(verb, "list")) {
         list(control, path, !strcmp(rest, "all"));
         return;
