@@ -1,4 +1,5 @@
-"""Network namespaces joined by a link that misbehaves as told. Standard library, `ip` (iproute2) and a C compiler.
+"""Network namespaces joined by a link that misbehaves as told. Needs `ip` (iproute2) and a C compiler with
+libc's headers (Debian: gcc, libc6-dev).
 
     with Lab(Link(delay_ms=25, loss=0.01, rate_bps=500e6), connections=[Connection(rate_bps=10e6)], seed=7) as lab:
         server = lab.popen("server", ["iperf3", "-s", "-1"])

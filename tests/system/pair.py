@@ -61,13 +61,21 @@ class Pair:
         control = f'congestion = "{congestion}"\n' if congestion else ""
         (self.folder / "laptop.key").write_bytes(base64.b64encode(os.urandom(32)))
         (self.folder / "laptop.key").chmod(0o600)
-        self._write("client", client, f'[auth]\nkey_id = "{KEY_ID}"\nkey_file = "laptop.key"', (
-            f'host = "{self.address}"\nhost_port = {host_port}\nlocal_port = {local_port}\n'
-            f"somaxconn = {somaxconn}\n{control}{client_tunnel}"
-        ))
-        self._write("server", server, f'[[client]]\nkey_id = "{KEY_ID}"\nkey_file = "laptop.key"', (
-            f"host_port = {host_port}\nremote_port = {target_port}\n{control}{server_tunnel}"
-        ))
+        self._write(
+            "client",
+            client,
+            f'[auth]\nkey_id = "{KEY_ID}"\nkey_file = "laptop.key"',
+            (
+                f'host = "{self.address}"\nhost_port = {host_port}\nlocal_port = {local_port}\n'
+                f"somaxconn = {somaxconn}\n{control}{client_tunnel}"
+            ),
+        )
+        self._write(
+            "server",
+            server,
+            f'[[client]]\nkey_id = "{KEY_ID}"\nkey_file = "laptop.key"',
+            (f"host_port = {host_port}\nremote_port = {target_port}\n{control}{server_tunnel}"),
+        )
 
     def _write(self, end: str, top: str, keys: str, tunnel: str) -> None:
         self.config(end).write_text(

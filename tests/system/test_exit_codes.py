@@ -98,7 +98,9 @@ def test_server_without_a_key_does_not_start(tmp_path: Path, what: str) -> None:
 
 
 def test_client_without_a_key_does_not_start(tmp_path: Path) -> None:
-    code, lines = forwarder("start", "-c", write_client(tmp_path, free_port(), 'key_id = "laptop"\nkey_file = "no.key"'))
+    code, lines = forwarder(
+        "start", "-c", write_client(tmp_path, free_port(), 'key_id = "laptop"\nkey_file = "no.key"')
+    )
     assert code == 78 and len(lines) == 1 and "auth.key_file" in lines[0] and "found" in lines[0]
 
 

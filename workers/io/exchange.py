@@ -24,11 +24,12 @@ binding."""
 class RemoteStripes:
     """The stripes of this session that another worker owns. `handed` is the path of frames that it has not sent yet."""
 
-    __slots__ = ("far", "frame_bytes", "handed", "outstanding", "paths", "peer", "up")
+    __slots__ = ("far", "frame_bytes", "handed", "outstanding", "paths", "peer", "rtt_us", "up")
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.up = 0
+        self.rtt_us = 0
         self.outstanding = 0
         self.far: Owner | None = None
         self.frame_bytes = FRAME_INITIAL
@@ -72,6 +73,11 @@ class Exchange:
         return sum(remote.up for remote in self._remotes.values())
 
     @property
+    def rtt_us(self) -> int:
+        """The longest round trip of other workers' stripes, 0 if there are none."""
+        return max((remote.rtt_us for remote in self._remotes.values()), default=0)
+
+    @property
     def far(self) -> Owner | None:
         """A worker of the other end that another worker's stripes lead to."""
         return next((remote.far for remote in self._remotes.values() if remote.far is not None), None)
@@ -91,11 +97,18 @@ class Exchange:
     def _tell(self, peer: Peer, kind: int, **fields: int) -> None:
         peer.send(kind, tunnel=self._tunnel.index, session=self._number, **fields)
 
-    def tell_carriers(self, peer: Peer, far: Owner | None) -> None:
-        """Tell a worker how many stripes we have, and where one of them leads."""
+    def tell_carriers(self, peer: Peer, far: Owner | None, rtt_us: int) -> None:
+        """Tell a worker how many stripes we have, how long their round trip takes, and where one of them leads."""
         slot, serial, boot_id = far or (0, 0, 0)
-        up = len(self._stripes)
-        self._tell(peer, mesh.CARRIERS, flow=boot_id, length=self._key_index, carrier=up, value=slot << 32 | serial)
+        self._tell(
+            peer,
+            mesh.CARRIERS,
+            flow=boot_id,
+            offset=rtt_us,
+            length=self._key_index,
+            carrier=len(self._stripes),
+            value=slot << 32 | serial,
+        )
 
     def on_peer_lost(self, peer: Peer) -> None:
         """A worker is dead: its stripes are lost, and nobody waits for its frames."""
@@ -123,7 +136,7 @@ class Exchange:
             if path is not None:
                 self._share.ack_elsewhere(path)
         else:
-            remote.up = carrier
+            remote.up, remote.rtt_us = carrier, offset if carrier else 0
             remote.far = (value >> 32, value & 0xFFFFFFFF, flow) if carrier else None
 
     # Ours on others' stripes
@@ -208,7 +221,7 @@ class Exchange:
         self._tell(
             peer,
             mesh.BOUND,
-            flags=1,
+            flags=int(not stripe.closed),
             slot=slot,
             flow=flow,
             offset=offset,

@@ -9,7 +9,7 @@ OUT       carrier's worker    frame       of the frame    of the frame      -   
 BOUND     flow's worker       as in OUT   as in OUT       next frame size   index       generation     frame kind
 IN        flow's worker       frame       of the frame    of the frame      -           -              -
 FREE      the slot's owner    slot        -               -                 -           -              -
-CARRIERS  all                 -           far boot id, -  key index         number up   far slot<<32|serial  -
+CARRIERS  all                 -           far boot, RTT   key index         number up   far slot<<32|serial  -
 LOST      all                 -           -               -                 index       generation     -
 STALLED   all                 -           -               -                 index       generation     -
 GONE      all                 -           -               -                 -           far slot<<32|serial  -

@@ -15,7 +15,6 @@ from collections import OrderedDict
 from typing import Any
 
 import gevent
-from gevent import socket as green_socket
 
 from workers.core import frame
 from workers.core.errors import RemoteProtocolError
@@ -23,7 +22,7 @@ from workers.core.frame import Reason
 from workers.core.handshake import MESSAGE_MAX, Hello, Mode, ServerHandshake, Welcome
 from workers.core.record import LENGTH, RECORD_HEADER, TAG, Opener, Sealer
 from workers.core.stream import Stream
-from workers.io import sockets
+from workers.io import sockets, target
 from workers.io.context import Context, clock_us, session_number
 from workers.io.dial import SUITES
 from workers.io.endpoint import Endpoint
@@ -180,25 +179,17 @@ class ServerSession(Session):
         tunnel = self.tunnel
         assert isinstance(tunnel, StripeServerTunnel)
         try:
-            address = (tunnel.target.host, tunnel.target.port)
-            sock = green_socket.create_connection(address, timeout=tunnel.connect_timeout_s)
+            sock = target.connect(tunnel.target, tunnel.connect_timeout_s)
         except OSError as error:
             log.info("target refuses tunnel=%s target=%s reason=%s", tunnel.name, tunnel.target, error)
             refused = error.errno == errno.ECONNREFUSED
             self.share.reset_stream(stream, Reason.REFUSED if refused else Reason.UNREACHABLE)
             self.egress.pump()
             return
-        connected = socket.socket(fileno=sock.detach())
         if endpoint.closed:
-            connected.close()
+            sock.close()
             return
-        try:
-            sockets.prepare_application(connected)
-        except OSError:
-            connected.close()
-            self.on_application_reset(endpoint)
-            return
-        endpoint.attach(self.context.loop, connected)
+        endpoint.attach(self.context.loop, sock)
         self.on_turn_end()
 
 
@@ -408,7 +399,7 @@ class ServerTunnel:
             flows_total=self._past[2] + sum(share.total_streams for share in shares),
             flows_reset=self._past[3] + sum(share.reset_streams for share in shares),
             sessions=[
-                session.status(keys[session.key_index].key_id, len(session.stripes), now_us)
+                session.status(keys[session.key_index].key_id, session.total_up, now_us)
                 for session in self.by_number.values()
             ],
         )

@@ -63,6 +63,7 @@ class Session:
         self.far_roster: dict[int, int] = {}
         self.far_boot = 0
         self.far_draining = False
+        self._rtt_us = 0
         self._owners: list[Owner] = []
         self._next_owner = 0
         self._generation = 0
@@ -89,7 +90,7 @@ class Session:
             stripe.send(frame.pack(frame.GONE, 0, serial, 0, slot))
         info = stripe.info = sockets.tcp_info(stripe.sock)
         if info is not None:
-            self.share.rtt_us = max(self.share.rtt_us, info.rtt_us)
+            self._rtt_us = max(self._rtt_us, info.rtt_us)
         self._on_stripes_changed()
         self.egress.make_ready(stripe)
         self.egress.pump()
@@ -116,8 +117,16 @@ class Session:
                 owners[stripe.far] = None
         self._owners = list(owners)
         for peer in self.context.mesh.peers.values():
-            self.exchange.tell_carriers(peer, self._owners[0] if self._owners else None)
+            self._tell_carriers(peer)
+        self._update_rtt()
         self._check_outage()
+
+    def _tell_carriers(self, peer: Peer) -> None:
+        self.exchange.tell_carriers(peer, self._owners[0] if self._owners else None, self._rtt_us)
+
+    def _update_rtt(self) -> None:
+        """Windows follow the longest round trip: of our stripes, or of another worker's that carry our streams."""
+        self.share.rtt_us = max(MIN_RTT_US, self._rtt_us, self.exchange.rtt_us)
 
     def _check_outage(self) -> None:
         if self.total_up:
@@ -133,7 +142,7 @@ class Session:
     def on_peer_joined(self, peer: Peer) -> None:
         """A new worker of this end: it has no stripes yet, and has to learn of ours."""
         self.exchange.remote(peer)
-        self.exchange.tell_carriers(peer, self._owners[0] if self._owners else None)
+        self._tell_carriers(peer)
 
     def on_peer_lost(self, peer: Peer) -> None:
         """A worker of this end is dead: its stripes are lost, and the other end has to learn that its streams are."""
@@ -260,7 +269,9 @@ class Session:
             self.far_draining = True
         else:
             self.exchange.on_descriptor(peer, descriptor)
-            self._check_outage()
+            if kind == mesh.CARRIERS:
+                self._update_rtt()
+                self._check_outage()
 
     def _on_handed_in(self, peer: Peer, slot: int, length: int) -> None:
         try:
@@ -360,7 +371,7 @@ class Session:
 
     def on_time(self, now_us: int) -> None:
         """Every 100 ms: meters, liveness, stalls."""
-        rtt_us = MIN_RTT_US
+        rtt_us = 0
         for stripe in list(self.stripes.values()):
             if stripe.used or (stripe.info is not None and stripe.info.unacked_bytes):
                 stripe.used, was_stalled = False, stripe.stalled
@@ -370,8 +381,9 @@ class Session:
                 if stripe.stalled and not was_stalled:
                     self._on_stall(stripe, now_us)
             self._check_alive(stripe, now_us)
-        if rtt_us > MIN_RTT_US:
-            self.share.rtt_us = rtt_us
+        if rtt_us and not 3 * self._rtt_us < 4 * rtt_us < 5 * self._rtt_us:
+            self._rtt_us = rtt_us
+            self._on_stripes_changed()
         self.share.on_time(now_us)
         if self.share.has_work or self.exchange.guests:
             self.egress.pump()
