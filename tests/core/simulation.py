@@ -63,7 +63,7 @@ class Simulation:
         self.window_cap = random.choice((16 << 10, 40_000, 256 << 10))
         self.pool_bytes = random.choice((1 << 30, 1 << 30, 1 << 30, 400 << 10))
         self.max_streams = random.choice((65536, 65536, 65536, 3))
-        self.mesh_us = random.choice((0, 30, 2_000))
+        self.mesh_us = random.choice((0, 30, 2_000, 50_000))
         self.rtt_us = random.choice((1_000, 50_000))
         self.faults = self._random_faults()
         self.flows: dict[int, Flow] = {}

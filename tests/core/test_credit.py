@@ -57,6 +57,17 @@ def test_window_doubles_while_a_round_trip_takes_more_than_half_of_it() -> None:
     assert now_us <= 7 * RTT_US
 
 
+def test_grown_window_reserves_the_difference_and_gives_all_of_it_back() -> None:
+    pool = CreditPool(reserve_bytes(2 * INITIAL_WINDOW))
+    window = opened(pool)
+    window.on_consumed(INITIAL_WINDOW, 1, 1, RTT_US)
+    assert window.window == 2 * INITIAL_WINDOW and pool.reserved == pool.total
+    window.on_consumed(2 * INITIAL_WINDOW, 1, 2, RTT_US)
+    assert window.window == 2 * INITIAL_WINDOW
+    window.close()
+    assert pool.reserved == 0
+
+
 def test_slow_reader_keeps_its_first_window() -> None:
     window, now_us = opened(CreditPool(1 << 30)), 0
     for _ in range(1000):

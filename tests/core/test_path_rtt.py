@@ -88,6 +88,16 @@ def test_frame_sent_again_on_the_same_path_waits_at_its_new_place() -> None:
     assert path.oldest() is second
 
 
+def test_highest_place_received_is_remembered() -> None:
+    path = Path(0, 0, 0)
+    first, second = kept(0), kept(1)
+    path.on_sent(first, 0)
+    path.on_sent(second, 0)
+    path.on_received(second, 1)
+    path.on_received(first, 1)
+    assert path.acked_place == second.place == 1
+
+
 def test_timeout_grows_with_stalls_and_a_receipt_ends_that() -> None:
     path, each = Path(0, 0, 0), kept()
     path.on_sent(each, 0)

@@ -24,7 +24,7 @@ from tests.core.transcript import (
     said,
     server,
 )
-from workers.core import frame, session
+from workers.core import frame, sending, session
 from workers.core.credit import INITIAL_WINDOW, reserve_bytes
 from workers.core.errors import RemoteProtocolError
 from workers.core.frame import Reason
@@ -423,7 +423,7 @@ def test_wrong_ack_releases_nothing(wrong: Said) -> None:
 
 
 def test_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MAX_ANSWERS", 3)
+    monkeypatch.setattr(sending, "MAX_ANSWERS", 3)
     side = server()
     side.hears(*[fin(0, flow=FLOW + number) for number in range(10)])
     assert side.says() == ["RESET UNKNOWN_FLOW"] * 3

@@ -332,6 +332,15 @@ def test_ack_waits_a_little_for_more() -> None:
     assert side.share.next_due_us is None
 
 
+def test_ack_that_went_early_needs_no_timer() -> None:
+    side, _ = established()
+    side.hears(data(0, b"a"))
+    assert side.share.next_due_us == ACK_DELAY_US
+    side.hears(data(0, b"a"))
+    assert side.says() == ["ACK 1"]
+    assert side.share.next_due_us is None
+
+
 def test_duplicate_is_acknowledged_at_once() -> None:
     side, _ = established()
     side.hears(data(0, b"abc"))

@@ -39,7 +39,7 @@ def said(data: bytes) -> Said:
         words.append(str(header.offset))
     elif header.kind == frame.RESET:
         words.append(Reason(header.offset).name)
-    if header.flags and header.kind != frame.ACK:
+    if header.flags & frame.OPENING and header.kind != frame.ACK:
         words.append("opening")
     line = Said(" ".join(words))
     line.data = data

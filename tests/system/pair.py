@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,8 +31,8 @@ KEY_ID = "laptop"
 
 
 class Pair:
-    """`workers` are the client's and the server's. `client` and `server` are more lines of TOML for the top of each file,
-    `client_tunnel` and `server_tunnel` for the tunnel. `address` is the server's, as the client's `host` names it."""
+    """`workers` are the client's and the server's. `client` and `server` are more lines of TOML for the top of each
+    file, `client_tunnel` and `server_tunnel` for the tunnel. `address` is the server's, as `host` names it."""
 
     def __init__(
         self,
@@ -156,15 +157,20 @@ class Pair:
         status: dict[str, Any] = json.loads(answer)
         return status
 
+    def tunnel(self, end: str) -> dict[str, Any]:
+        """That end's tunnel in the status."""
+        tunnels: list[dict[str, Any]] = self.status(end)["tunnels"]
+        return next(tunnel for tunnel in tunnels if tunnel["name"] == "web")
+
     def worker_pids(self, end: str) -> list[int]:
         """By slot."""
         return [worker["pid"] for worker in sorted(self.status(end)["workers"], key=lambda worker: worker["id"])]
 
     def carriers_up(self, end: str = "client") -> int:
-        return sum(session["carriers_up"] for session in self.status(end)["tunnels"][0]["sessions"])
+        return sum(session["carriers_up"] for session in self.tunnel(end)["sessions"])
 
     def flows_open(self, end: str) -> int:
-        return int(self.status(end)["tunnels"][0]["flows_open"])
+        return int(self.tunnel(end)["flows_open"])
 
     def open_counts(self, end: str) -> list[dict[str, int]]:
         """What each worker holds: level when nothing goes on."""
@@ -173,7 +179,10 @@ class Pair:
 
     def wait_carriers(self, count: int, timeout_s: float = START_S) -> None:
         for end in ENDS:
-            self.wait(lambda end=end: self.carriers_up(end) >= count, f"{count} carriers at the {end}", timeout_s)
+            self.wait(partial(self._has_carriers, end, count), f"{count} carriers at the {end}", timeout_s)
+
+    def _has_carriers(self, end: str, count: int) -> bool:
+        return self.carriers_up(end) >= count
 
     def wait(self, condition: Callable[[], Any], what: str, timeout_s: float = START_S) -> None:
         """Until `condition` holds; a failure shows both logs."""

@@ -45,7 +45,6 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
 def level(pair: Pair) -> Iterator[None]:
     """What is open before a test is open after it, and no more."""
 
-
     def count() -> list[Any]:
         return [(pair.flows_open(end), pair.open_counts(end)) for end in ENDS]
 
@@ -156,7 +155,11 @@ def test_short_connections_complete_and_none_stalls(pair: Pair, application: App
             connection.settimeout(OPERATION_S)
             service(connection)
 
-    with pair.listen() as listener, ThreadPoolExecutor(AT_ONCE) as applications, ThreadPoolExecutor(AT_ONCE) as services:
+    with (
+        pair.listen() as listener,
+        ThreadPoolExecutor(AT_ONCE) as applications,
+        ThreadPoolExecutor(AT_ONCE) as services,
+    ):
         times = [applications.submit(connect, number) for number in range(CONNECTIONS)]
         served = [services.submit(serve, listener.accept()[0]) for _ in range(CONNECTIONS)]
         for each in served:

@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,14 @@ def kill_worker(pair: Pair, end: str, slot: int) -> float:
     return time.monotonic()
 
 
+def all_up(pair: Pair, end: str) -> bool:
+    return all(worker["state"] == "up" for worker in workers(pair, end))
+
+
 def wait_serving(pair: Pair) -> None:
     """Every worker is up, every stripe too."""
     for end in ENDS:
-        pair.wait(lambda end=end: all(each["state"] == "up" for each in workers(pair, end)), f"workers at the {end}")
+        pair.wait(partial(all_up, pair, end), f"workers at the {end}")
     pair.wait_carriers(pair.somaxconn)
 
 
@@ -202,7 +207,7 @@ def test_restarted_client_resets_what_it_had_and_serves_again(lab: Lab, sig: sig
         assert new.outcome == WHOLE
         traffic.wait(exchanges, 3 + SOON_S)
         assert [exchange.outcome for exchange in exchanges] == [RESET] * 6, exchanges
-        pair.wait(lambda: len(pair.status("server")["tunnels"][0]["sessions"]) == 1, "end of the old session", 5)
+        pair.wait(lambda: len(pair.tunnel("server")["sessions"]) == 1, "end of the old session", 5)
 
 
 def test_target_that_refuses_is_a_reset_and_no_empty_answer(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""Strangers, and clients that do not keep to the protocol, at a server in service: not a byte for them, no harm to others."""
+"""Strangers, and clients that break the protocol, at a server in service: not a byte for them, no harm to others."""
 
 import base64
 import contextlib
@@ -44,7 +44,7 @@ class Service:
         return self.pair.lab.connect("client", self.pair.lab.server_ip4, self.pair.host_port)
 
     def stripe_ids(self) -> list[tuple[int, str]]:
-        sessions = self.pair.status("server")["tunnels"][0]["sessions"]
+        sessions = self.pair.tunnel("server")["sessions"]
         return sorted((each["id"], each["peer"]) for session in sessions for each in session["carriers"])
 
     def pending(self) -> int:
@@ -57,7 +57,7 @@ class Service:
 
     def hello(self, key_id: str = KEY_ID, secret: bytes | None = None, **changes: Any) -> ClientHandshake:
         """A client's handshake, with a genuine key unless told otherwise, for a session of its own."""
-        fields = {
+        fields: dict[str, Any] = {
             "session_id": random.getrandbits(64),
             "boot_id": random.getrandbits(64),
             "carrier_index": 0,
@@ -92,7 +92,7 @@ class Service:
         assert self.exchange.outcome is None and self.exchange.received > before, self.pair.logs()
         assert self.stripe_ids() == self.carriers
         status = self.pair.status("server")
-        assert len(status["tunnels"][0]["sessions"]) == 1
+        assert len(self.pair.tunnel("server")["sessions"]) == 1
         assert self.resident_kib() < self.memory_kib + GROWTH_KIB
         assert [worker["restarts"] for worker in status["workers"]] == [0] * len(status["workers"])
 
@@ -206,7 +206,7 @@ def test_replayed_message_1_is_answered_and_leaves_nothing(service: Service) -> 
             sock.sendall(message)
             assert len(sock.recv(1024)) > 2
             assert service.stripe_ids() == service.carriers
-            assert service.pair.status("server")["tunnels"][0]["flows_total"] == 1
+            assert service.pair.tunnel("server")["flows_total"] == 1
             received, how, ended_s = ending(sock)
             assert (received, how) == (b"", "reset") and ended_s - began_s < DEADLINE_S + LATE_S
     service.assert_untouched()

@@ -6,7 +6,9 @@ FORWARDER_TEST_BYTES is how many bytes go each way in the transfers (default 64 
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 
@@ -17,12 +19,14 @@ from tests.system.instances import Instances
 from tests.system.pair import Pair
 from tests.system.payload import congestion_control, exchange, together
 
-TOTAL_BYTES = int(os.environ.get("FORWARDER_TEST_BYTES", 64 << 20))
+TOTAL_BYTES = int(os.environ.get("FORWARDER_TEST_BYTES", "0")) or 64 << 20
 STRIPES = 10
 LOSS = Link(delay_ms=25, loss=0.01)
 EVERYTHING = Link(delay_ms=25, loss=0.01, reorder=0.01, duplicate=0.01, corrupt=0.01)
 OPERATION_S = 30.0
 """How long a single read or write of an application may take: no stall is longer."""
+
+Ends = tuple[socket.socket, socket.socket]
 
 
 @pytest.mark.deadline(60 + 60 * TOTAL_BYTES / (256 << 20))
@@ -59,6 +63,27 @@ def test_transfer_both_ways_over_a_bad_link_is_whole(link: Link, family: int, wo
             assert way.reordered
             assert way.duplicated
             assert way.corrupted
+
+
+def test_worker_without_stripes_is_as_fast_as_its_neighbour() -> None:
+    """One stripe, two workers: the window grows also in the worker that has no stripe and measures no round trip."""
+    with (
+        Lab(Link(delay_ms=25)) as lab,
+        Pair(lab, workers=(2, 2), somaxconn=1) as pair,
+        pair.listen() as listener,
+        ExitStack() as stack,
+    ):
+        ends: list[Ends] = []
+        while not all(worker["streams"] for worker in pair.status("client")["workers"]):
+            assert len(ends) < 50, "one worker gets all the connections"
+            application = stack.enter_context(pair.connect(timeout=OPERATION_S))
+            service = stack.enter_context(listener.accept()[0])
+            service.settimeout(OPERATION_S)
+            ends.append((application, service))
+        start = time.monotonic()
+        together(*(partial(exchange, *each, 5 << 20) for each in (ends[0], ends[-1])))
+        took_s = time.monotonic() - start
+    assert took_s < 10, "the window stayed small: 16 KiB a round trip would take 16 s"
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +182,7 @@ def test_clients_reach_only_the_tunnels_of_their_key(lab: Lab, instances: Instan
         server_text(
             [keys["alice"] + 'tunnels = ["one"]', keys["bob"] + 'tunnels = ["two"]', keys["carol"]],
             *(
-                f'name = "{name}"\nhost_port = {9000 + number}\nremote_port = {8000 + number}\n'
-                'handshake_timeout = "1s"'
+                f'name = "{name}"\nhost_port = {9000 + number}\nremote_port = {8000 + number}\nhandshake_timeout = "1s"'
                 for number, name in enumerate(("one", "two"), 1)
             ),
         ),
@@ -193,7 +217,7 @@ def test_clients_reach_only_the_tunnels_of_their_key(lab: Lab, instances: Instan
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sessions_of_one_key_are_apart(lab: Lab, instances: Instances, workers: int) -> None:
-    """Three processes of one client: each has its stripes and its streams, and the end of one does not touch the others."""
+    """Three processes of one client: each has its stripes and streams, and the end of one does not touch the others."""
     key = instances.key("laptop")
     server = instances.start(
         "server", "server", server_text([key], 'name = "web"\nhost_port = 9000\nremote_port = 8000', workers=workers)
@@ -216,7 +240,7 @@ def test_sessions_of_one_key_are_apart(lab: Lab, instances: Instances, workers: 
     assert [(session["key_id"], session["carriers_up"]) for session in sessions] == [("laptop", 4)] * len(clients)
     with lab.listen("server", "127.0.0.1", 8000) as listener:
         listener.settimeout(OPERATION_S)
-        pairs: list[tuple[socket.socket, socket.socket]] = []
+        pairs: list[Ends] = []
         for port in ports:
             application = lab.connect("client", "127.0.0.1", port, timeout=OPERATION_S)
             service, _ = listener.accept()

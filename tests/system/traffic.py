@@ -185,7 +185,10 @@ class Traffic:
                 end.sock.close()
 
     def open(self, count: int, total_bytes: int, rate_bps: float = 1e12, timeout_s: float = 20.0) -> list[Exchange]:
-        """Connections one after the other, so that the two ends of each are known. Raises ConnectionError for a reset."""
+        """Connections one after the other, so that the two ends of each are known.
+
+        Raises ConnectionError for one that is refused or reset.
+        """
         opened = []
         for _ in range(count):
             application = self.pair.connect(timeout_s)

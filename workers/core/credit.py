@@ -1,9 +1,10 @@
 """Credit: how much a peer may send on one stream, and how the window follows the bandwidth-delay product.
 
 A stream's window starts at INITIAL_WINDOW and doubles while the application takes more than half a window in one round
-trip (dynamic right-sizing, as TCP's receive buffer does), up to a cap. The credit pool of a worker bounds the sum: a
-frame of n bytes may occupy a slot of up to 2n bytes and at least 4 KiB, so a window reserves what its worst case
-occupies. The sum of all pools stays below the ingress quota of any one arena, so whatever arrives finds a slot.
+trip (dynamic right-sizing, as TCP's receive buffer does), and while it keeps up with a sender that is blocked, up to a
+cap. The credit pool of a worker bounds the sum: a frame of n bytes may occupy a slot of up to 2n bytes and at least
+4 KiB, so a window reserves what its worst case occupies. The sum of all pools stays below the ingress quota of any one
+arena, so whatever arrives finds a slot.
 """
 
 INITIAL_WINDOW = 16 << 10
@@ -46,12 +47,24 @@ class CreditPool:
 class ReceiveWindow:
     """One stream's credit, as its receiver grants it. Reserves from the pool; `close` gives back."""
 
-    __slots__ = ("_cap", "_mark", "_mark_us", "_pool", "consumed", "consumed_frames", "credit", "frames", "window")
+    __slots__ = (
+        "_cap",
+        "_grown_at",
+        "_mark",
+        "_mark_us",
+        "_pool",
+        "consumed",
+        "consumed_frames",
+        "credit",
+        "frames",
+        "window",
+    )
 
     def __init__(self, pool: CreditPool, cap: int, now_us: int) -> None:
         """The caller has reserved reserve_bytes(INITIAL_WINDOW) from the pool."""
         self._pool = pool
         self._cap = cap
+        self._grown_at = 0
         self._mark = 0
         self._mark_us = now_us
         self.window = INITIAL_WINDOW
@@ -78,10 +91,23 @@ class ReceiveWindow:
                 self._grow()
             self._mark, self._mark_us = self.consumed, now_us
 
-    def _grow(self) -> None:
+    def on_blocked(self, end: int, delivered: int) -> bool:
+        """The sender was out of credit at `end`, where the application had been given all below `delivered`.
+
+        True if that grew the window: while the application keeps up, once each time that the sender used up what the
+        last growth allowed. The round trip need not be known, and it is not where data queues on the way.
+        """
+        if end <= self._grown_at or 2 * (delivered - self.consumed) > self.window:
+            return False
+        self._grown_at = self.credit
+        return self._grow()
+
+    def _grow(self) -> bool:
         window = min(2 * self.window, self._cap)
         if window > self.window and self._pool.reserve(reserve_bytes(window) - reserve_bytes(self.window)):
             self.window = window
+            return True
+        return False
 
     def due(self) -> bool:
         """Whether an eighth of the window, or of its frames, was consumed since credit was last announced."""

@@ -29,9 +29,10 @@ PING     sender's clock, echoed              none
 PONG     as in the PING that it answers      none
 DRAIN    0                                   none: the sender opens and accepts no more streams
 
-A carrier rejects (closes on) an unknown kind, a non-zero reserved field, a length that does not fit the kind.
+A carrier rejects (closes on) an unknown kind or flag, a non-zero reserved field, a length that does not fit the kind.
 Flag OPENING (1) stands on every OPEN, DATA and FIN until the peer has answered: such a frame may create the stream, so
-the order in which stripes deliver does not matter. Flag RESET_SEEN (1) on an ACK acknowledges a RESET.
+the order in which stripes deliver does not matter. Flag BLOCKED (2) on a DATA says that another one of its size would
+exceed the credit (as DATA_BLOCKED of RFC 9000, 19.13). Flag RESET_SEEN (1) on an ACK acknowledges a RESET.
 
 Flow id: end that opened (1 bit, 0 the client), slot of the worker that opened (7), slot of the worker that owns the
 other end (8), low byte of the opener's serial (8), counter (40). The counters of one opener and one slot are dense,
@@ -53,6 +54,7 @@ MAX_RANGES = 8
 MAX_CONTROL_BYTES = HEADER_BYTES + ACK_BODY.size + MAX_RANGES * RANGE.size
 
 OPENING = 1
+BLOCKED = 2
 RESET_SEEN = 1
 
 CLIENT, SERVER = 0, 1
@@ -154,7 +156,7 @@ def unpack(frame: bytes | bytearray | memoryview) -> Header:
     if length < HEADER_BYTES:
         raise RemoteProtocolError(f"frame of {length} bytes is shorter than its header")
     kind, flags, zero, serial, flow, offset = HEADER.unpack_from(frame)
-    if zero or flags > 1 or not OPEN <= kind <= DRAIN:
+    if zero or (flags > 1 and (flags > OPENING | BLOCKED or kind != DATA)) or not OPEN <= kind <= DRAIN:
         raise RemoteProtocolError(f"frame kind {kind}, flags {flags}, reserved {zero}")
     if length != HEADER_BYTES and kind not in (DATA, ACK):
         raise RemoteProtocolError(f"frame kind {kind} with {length - HEADER_BYTES} bytes of payload")

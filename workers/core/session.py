@@ -3,16 +3,15 @@
 The way of a byte, and the order of this file:
 
 1. the application opens a stream (`open_stream`), or the peer's first frame does (`_accept`);
-2. the shell asks what to send on a path that has room: `ack_to_send`, then `frame_to_resend`, then `stream_to_send`,
-   and says what it sent: `on_ack_sent`, `on_sent`, `add_data`;
-3. what a path received comes in by `receive`; pieces in order go out by `Shell.deliver`;
-4. paths come and go (`add_path`, `lose_path`), peers' workers too (`on_peer_gone`, `on_roster`);
-5. time passes (`on_time`): delayed ACKs, stalled paths, probes, tombstones.
+2. what a path received comes in by `receive`; pieces in order go out by `Shell.deliver`;
+3. workers of the other end come and go (`on_peer_gone`, `on_roster`);
+4. time passes (`on_time`): stalled paths, probes, tombstones.
 
-Times are whole microseconds of any monotonic clock. A `piece` is whatever the shell needs to find the payload again.
+What to send, and what becomes of it, is the sending half's (`workers.core.sending`): whenever a path has room, the
+shell asks for the next frame and says that it was sent. Times are whole microseconds of any monotonic clock. A `piece`
+is whatever the shell needs to find the payload again.
 """
 
-from collections import deque
 from typing import Any, Protocol
 
 from workers.core import frame
@@ -20,17 +19,13 @@ from workers.core.closed import SeenCounters
 from workers.core.credit import INITIAL_WINDOW, CreditPool, reserve_bytes
 from workers.core.errors import RemoteProtocolError
 from workers.core.frame import Header, Reason
-from workers.core.path import Path
 from workers.core.retain import SentFrame
-from workers.core.rtt import INITIAL_RTO_US, MAX_RTO_US
-from workers.core.schedule import DeficitRoundRobin
+from workers.core.sending import Sending
 from workers.core.state import Input, State
-from workers.core.stream import ACK_DELAY_US, FIN_PIECE, FIN_SENT, SEND_OPEN, Stream
+from workers.core.stream import ACK_DELAY_US, FIN_PIECE, FIN_SENT, Stream
 
 TOMBSTONE_US = 60_000_000
 """How long a finished stream is remembered, to answer a FIN whose ACK was lost. After that the answer is RESET."""
-MIN_RTT_US = 1_000
-MAX_ANSWERS = 4096
 MAX_OPENERS = 1024
 """Workers of the other end, dead ones included, whose streams are remembered; the least recent goes."""
 
@@ -63,7 +58,7 @@ class Shell(Protocol):
         """A piece that was taken will not be delivered."""
 
 
-class SessionShare:
+class SessionShare(Sending):
     """The streams of one session that one worker owns.
 
     `end` is frame.CLIENT or frame.SERVER; `slot` and `serial` are this worker's.
@@ -79,6 +74,7 @@ class SessionShare:
         window_cap: int,
         max_streams: int = 65536,
     ) -> None:
+        super().__init__()
         self.end = end
         self.slot = slot
         self.serial = serial
@@ -86,24 +82,14 @@ class SessionShare:
         self.pool = pool
         self.window_cap = window_cap
         self.max_streams = max_streams
-        self.rtt_us = MIN_RTT_US
-        self.streams: dict[int, Stream] = {}
-        self.paths: dict[tuple[int, int, int], Path] = {}
         self.total_streams = self.reset_streams = 0
-        self.bytes_in = self.bytes_out = 0
-        self.reinjected_bytes = self.duplicate_bytes = 0
+        self.bytes_in = 0
+        self.duplicate_bytes = 0
         self.draining = False
-        self.answers: deque[bytes] = deque()
-        self.acks: deque[Stream] = deque()
-        self.resends: deque[SentFrame] = deque()
-        self.turns: DeficitRoundRobin[Stream] = DeficitRoundRobin()
-        self._delayed: deque[tuple[int, Stream]] = deque()
-        self._blocked: dict[int, Stream] = {}
         self._finished: dict[int, tuple[int, int]] = {}
         self._clock_us = 0
         self._seen: dict[int, SeenCounters] = {}
         self._counters: dict[int, int] = {}
-        self._busy: dict[Path, None] = {}
 
     # 1. Opening
 
@@ -159,133 +145,6 @@ class SessionShare:
             del self._seen[next(iter(self._seen))]
         return seen.admit(frame.flow_counter(flow))
 
-    def _answer(self, answer: bytes) -> None:
-        if len(self.answers) < MAX_ANSWERS:
-            self.answers.append(answer)
-
-    # 2. Sending
-
-    @property
-    def has_work(self) -> bool:
-        """Whether anything could be sent if a path had room."""
-        return bool(self.acks or self.resends or self.answers or len(self.turns))
-
-    @property
-    def next_due_us(self) -> int | None:
-        """When the next delayed ACK is due."""
-        delayed = self._delayed
-        while delayed and not delayed[0][1].ack_armed:
-            delayed.popleft()
-        return delayed[0][0] if delayed else None
-
-    def ack_to_send(self) -> Stream | None:
-        """The next stream whose ACK is due; build it with `Stream.ack_to_send` and call `on_ack_sent`."""
-        if not self.acks:
-            return None
-        stream = self.acks.popleft()
-        stream.ack_queued = False
-        return stream
-
-    def on_ack_sent(self, stream: Stream, path: Path | None) -> None:
-        """The stream's latest ACK left on `path` (None: not known yet)."""
-        stream.ack_path = path
-        if path is not None and path.lost:
-            self._ack_now(stream)
-
-    def frame_to_resend(self) -> SentFrame | None:
-        """The next frame to send (again) that is not new data."""
-        resends = self.resends
-        while resends:
-            kept = resends.popleft()
-            kept.queued = False
-            if not kept.done:
-                return kept
-        return None
-
-    def frame_bytes(self, kept: SentFrame) -> bytes:
-        """A kept frame without payload, as bytes."""
-        stream = kept.stream
-        flags = 0 if stream.answered or kept.kind == frame.RESET else frame.OPENING
-        return frame.pack(kept.kind, flags, stream.peer_serial, stream.flow, kept.offset)
-
-    def stream_to_send(self) -> Stream | None:
-        """Whose turn it is to send new data."""
-        return self.turns.next()
-
-    def on_readable(self, stream: Stream) -> None:
-        """The application may have bytes for the stream."""
-        stream.readable = True
-        if stream.state in SEND_OPEN and stream.flow not in self._blocked:
-            self.turns.add(stream)
-
-    def on_drained(self, stream: Stream) -> None:
-        """The application has no bytes at the moment."""
-        stream.readable = False
-        self.turns.remove(stream)
-
-    def on_blocked(self, stream: Stream, now_us: int) -> None:
-        """The stream has bytes and no credit: it waits for an ACK, and probes if none comes."""
-        self.turns.remove(stream)
-        if stream.state in SEND_OPEN:
-            self._blocked[stream.flow] = stream
-            stream.probe_wait_us = max(INITIAL_RTO_US, 2 * self.rtt_us)
-            stream.probe_due_us = now_us + stream.probe_wait_us
-
-    def add_data(self, stream: Stream, length: int, slot: int, header: memoryview) -> SentFrame:
-        """Turn `length` bytes of the application, which stand behind `header` in `slot`, into a frame."""
-        kept = stream.add_data(length, slot)
-        flags = 0 if stream.answered else frame.OPENING
-        frame.HEADER.pack_into(header, 0, frame.DATA, flags, 0, stream.peer_serial, stream.flow, kept.offset)
-        self.turns.charge(stream, length)
-        self.bytes_out += length
-        return kept
-
-    def on_sent(self, kept: SentFrame, path: Path, now_us: int) -> None:
-        """`kept` left on `path`; or was handed to the worker of the path, which will name the path later."""
-        if kept.sends:
-            self.reinjected_bytes += kept.length
-        self._note_sent(kept, path, now_us)
-
-    def _note_sent(self, kept: SentFrame, path: Path, now_us: int) -> None:
-        path.on_sent(kept, now_us)
-        if path.lost:
-            self._queue(kept, urgent=True)
-        else:
-            self._busy[path] = None
-
-    def find_kept(self, flow: int, kind: int, offset: int) -> SentFrame | None:
-        """The kept frame of that flow, kind and offset, if it still waits to be received."""
-        stream = self.streams.get(flow)
-        if stream is None:
-            return None
-        if kind == frame.OPEN:
-            return stream.open_frame
-        if kind == frame.RESET:
-            return stream.reset_frame
-        kept = stream.sent.find(offset)
-        return None if kept is None or kept.done else kept
-
-    def on_bound(self, kept: SentFrame, path: Path, now_us: int) -> None:
-        """Another worker, to which `kept` was handed, has sent it on `path`."""
-        kept.sends -= 1
-        self._note_sent(kept, path, now_us)
-
-    def send_again(self, kept: SentFrame) -> None:
-        """`kept` was not sent after all."""
-        self._queue(kept, urgent=True)
-
-    def ack_again(self, stream: Stream) -> None:
-        """The latest ACK of `stream` was not sent after all."""
-        self._ack_now(stream)
-
-    def on_fin(self, stream: Stream) -> None:
-        """The application has ended its direction."""
-        stream.readable = False
-        self.turns.remove(stream)
-        self._blocked.pop(stream.flow, None)
-        if stream.state in SEND_OPEN:
-            self._queue(stream.add_fin())
-
     def reset_stream(self, stream: Stream, reason: int) -> None:
         """End the stream as incomplete, at both ends.
 
@@ -303,15 +162,7 @@ class SessionShare:
         self.reset_streams += 1
         self.shell.reset(stream, reason)
 
-    def _queue(self, kept: SentFrame, urgent: bool = False) -> None:
-        if not kept.queued and not kept.done:
-            kept.queued = True
-            if urgent:
-                self.resends.appendleft(kept)
-            else:
-                self.resends.append(kept)
-
-    # 3. Receiving
+    # 2. Receiving
 
     def receive(self, header: Header, body: Any, piece: Any, length: int, now_us: int) -> bool:
         """Take a frame of `length` payload bytes; `body` holds them for an ACK, `piece` names them for DATA.
@@ -332,22 +183,25 @@ class SessionShare:
             if stream is None:
                 return False
         if kind == frame.DATA:
-            return self._on_data(stream, header.offset, length, piece, now_us)
+            return self._on_data(stream, header, length, piece, now_us)
         if kind == frame.FIN:
             self._on_fin(stream, header.offset)
         else:
             self._ack_now(stream)
         return False
 
-    def _on_data(self, stream: Stream, offset: int, length: int, piece: Any, now_us: int) -> bool:
+    def _on_data(self, stream: Stream, header: Header, length: int, piece: Any, now_us: int) -> bool:
         if stream.state is State.RESETTING:
             return False
-        if not length or not stream.take_data(offset, length, piece):
+        if not length or not stream.take_data(header.offset, length, piece):
             self.duplicate_bytes += length
             self._ack_now(stream)
             return False
+        grown = False
+        if header.flags & frame.BLOCKED:
+            grown = stream.window.on_blocked(header.offset + length, stream.received.next_offset)
         self._deliver(stream)
-        if stream.ack_due():
+        if grown or stream.ack_due():
             self._ack_now(stream)
         elif not stream.ack_armed:
             stream.ack_armed = True
@@ -385,11 +239,6 @@ class SessionShare:
         elif stream.state is State.CLOSED:
             stream.close_window_if_consumed()
 
-    def _ack_now(self, stream: Stream) -> None:
-        if not stream.ack_queued:
-            stream.ack_queued = True
-            self.acks.append(stream)
-
     def _on_ack(self, stream: Stream | None, header: Header, ack: frame.Ack, now_us: int) -> None:
         if stream is None:
             if not header.flags & frame.RESET_SEEN and header.flow not in self._finished:
@@ -421,11 +270,6 @@ class SessionShare:
             stream.on(Input.FIN_ACKED)
             self._finish_if_closed(stream)
 
-    def _settle(self, kept: SentFrame, now_us: int) -> None:
-        kept.done = True
-        if kept.path is not None:
-            kept.path.on_received(kept, now_us)
-
     def _on_reset(self, stream: Stream | None, header: Header) -> None:
         seen = frame.pack_ack(frame.RESET_SEEN, 0, header.flow, frame.Ack(0, 0, 0, ()))
         self._answer(seen)
@@ -456,30 +300,7 @@ class SessionShare:
             if piece is not FIN_PIECE:
                 self.shell.discard(piece)
 
-    # 4. Paths and peers
-
-    def add_path(self, path: Path) -> None:
-        """A carrier is up."""
-        self.paths[path.worker, path.index, path.generation] = path
-
-    def lose_path(self, path: Path) -> None:
-        """A carrier is gone: what it had not brought to the other end goes elsewhere, as do the latest ACKs it took."""
-        path.lost = True
-        self.paths.pop((path.worker, path.index, path.generation), None)
-        self._busy.pop(path, None)
-        for kept in reversed(list(path.waiting())):
-            self._queue(kept, urgent=True)
-        self.ack_elsewhere(path)
-        if all(other.stalled for other in self.paths.values()):
-            for other in self.paths.values():
-                other.stalled = False
-
-    def ack_elsewhere(self, path: Path) -> None:
-        """What `path` took last may not arrive, or late: streams whose latest ACK it was send that again."""
-        for stream in self.streams.values():
-            if stream.ack_path is path:
-                stream.ack_path = None
-                self._ack_now(stream)
+    # 3. The other end's workers
 
     def on_peer_gone(self, slot: int, serial: int) -> None:
         """The other end's worker with that serial is dead, like any that had its slot before: reset their streams."""
@@ -500,7 +321,7 @@ class SessionShare:
     def on_forgotten(self, owner: Owner, since_us: int) -> None:
         """`owner` does not know this session after an outage that began at `since_us`: what it had before is lost."""
         for stream in list(self.streams.values()):
-            if stream.owner == owner and stream.answered and stream.opened_us < since_us:
+            if stream.owner == owner and stream.opened_us < since_us and _was_sent(stream):
                 self._lose_stream(stream, Reason.WORKER_GONE)
 
     def _serial_age(self, stream: Stream, serial: int) -> int:
@@ -532,52 +353,14 @@ class SessionShare:
         self.answers.clear()
         self._delayed.clear()
 
-    # 5. Time
-
-    def on_acks_due(self, now_us: int) -> None:
-        """Queue the delayed ACKs whose time has come."""
-        delayed = self._delayed
-        while delayed and delayed[0][0] <= now_us:
-            stream = delayed.popleft()[1]
-            if stream.ack_armed:
-                self._ack_now(stream)
+    # 4. Time
 
     def on_time(self, now_us: int) -> None:
         """To be called every 100 to 500 ms: stalled paths, probes, tombstones."""
         self._clock_us = now_us
-        for path in list(self._busy):
-            if path.stalled and now_us >= path.retry_us:
-                path.stalled = False
-            self._check_stall(path, now_us)
-            if path.oldest() is None and not path.stalled:
-                del self._busy[path]
-        for stream in list(self._blocked.values()):
-            if now_us >= stream.probe_due_us:
-                stream.probe_wait_us = min(2 * stream.probe_wait_us, MAX_RTO_US)
-                stream.probe_due_us = now_us + stream.probe_wait_us
-                flags = 0 if stream.answered else frame.OPENING
-                self._answer(frame.pack(frame.DATA, flags, stream.peer_serial, stream.flow, stream.sent.next_offset))
+        self._check_paths(now_us)
+        self._probe(now_us)
         self._expire_tombstones(now_us)
-
-    def _check_stall(self, path: Path, now_us: int) -> None:
-        """Send again what waits too long: all of it elsewhere, or one frame at a time where there is no other path.
-
-        A frame that later ones of the same path overtook was dropped by the receiver, for want of memory: the path
-        works.
-        """
-        while (oldest := path.oldest()) is not None and path.is_late(oldest, now_us):
-            if oldest.place < path.acked_place:
-                self._queue(oldest)
-            elif any(other is not path and not other.stalled for other in self.paths.values()):
-                path.stalled = True
-                path.on_stall(now_us)
-                for kept in list(path.waiting()):
-                    self._queue(kept)
-            elif now_us >= path.retry_us:
-                path.on_stall(now_us)
-                self._queue(oldest)
-            else:
-                break
 
     def _expire_tombstones(self, now_us: int) -> None:
         finished = self._finished
@@ -586,3 +369,8 @@ class SessionShare:
             if now_us - finished[flow][1] <= TOMBSTONE_US:
                 break
             del finished[flow]
+
+
+def _was_sent(stream: Stream) -> bool:
+    """Whether the owner may have seen a frame of the stream: then it must not be opened a second time."""
+    return stream.open_frame is None or stream.open_frame.sends > 0

@@ -125,6 +125,10 @@ class Stream:
         self.frames_sent += 1
         return kept
 
+    def is_blocked_after(self, length: int) -> bool:
+        """Whether credit allows no other frame of that length."""
+        return self.credit - self.sent.next_offset < length or self.frames_sent >= self.frames_allowed
+
     def add_fin(self) -> SentFrame:
         """The application has ended its direction."""
         self.on(Input.SEND_FIN)

@@ -26,7 +26,7 @@ class EndpointOwner(Protocol):
         """The application sent something, or ended its direction."""
 
     def on_consumed(self, endpoint: "Endpoint", length: int, frames: int) -> None:
-        """The application's socket took `length` bytes and the last of `frames` frames."""
+        """The application's socket took `frames` whole pieces, `length` bytes."""
 
     def on_application_reset(self, endpoint: "Endpoint") -> None:
         """The application's connection broke."""
@@ -148,8 +148,11 @@ class Endpoint:
             self._close_if_done()
 
     def _consume(self, sent: int) -> bool:
-        """Free what was sent; False if the socket took less than it was offered."""
-        out, left, frames = self._out, sent, 0
+        """Free what was sent; False if the socket took less than it was offered.
+
+        Only whole pieces count as consumed: what is left of a piece still occupies its slot.
+        """
+        out, left, freed, frames = self._out, sent, 0, 0
         offered = min(len(out), MAX_VIEWS)
         while frames < offered:
             piece = out[0]
@@ -159,11 +162,12 @@ class Endpoint:
                     piece.view = piece.view[left:]
                 break
             left -= size
+            freed += piece.length
             out.popleft()
             self._memory.free(piece)
             frames += 1
-        if sent:
-            self._owner.on_consumed(self, sent, frames)
+        if frames:
+            self._owner.on_consumed(self, freed, frames)
         return frames == offered
 
     def _on_writable(self) -> None:

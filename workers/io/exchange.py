@@ -17,8 +17,9 @@ from workers.settings import StripeTunnel
 from workers.shm.arena import Side
 
 HANDED_MIN, HANDED_MAX = 2, 8
-"""How many frames another worker may hold unsent: enough for its stripes not to wait for the mesh, few for late
-binding."""
+HANDED_BYTES = 1 << 20
+"""How many frames another worker may hold unsent: one a stripe, at most HANDED_BYTES of them or HANDED_MAX. Enough for
+its stripes not to wait for the mesh, few for late binding."""
 
 
 class RemoteStripes:
@@ -39,7 +40,8 @@ class RemoteStripes:
     @property
     def has_room(self) -> bool:
         """Whether another frame may be handed over."""
-        return self.outstanding < min(max(self.up, HANDED_MIN), HANDED_MAX) and self.up > 0
+        most = max(HANDED_BYTES // self.frame_bytes, HANDED_MAX)
+        return self.up > 0 and self.outstanding < min(max(self.up, HANDED_MIN), most)
 
 
 class Exchange:

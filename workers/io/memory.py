@@ -22,14 +22,15 @@ FLUSH_BYTES = 64 << 10
 
 
 class Piece:
-    """Payload: `view` in `slot` of `origin` (None: this worker's arena)."""
+    """Payload of `length` bytes in `slot` of `origin` (None: this worker's arena). `view`: what is left to deliver."""
 
-    __slots__ = ("origin", "slot", "view")
+    __slots__ = ("length", "origin", "slot", "view")
 
     def __init__(self, origin: "Peer | None", slot: int, view: memoryview) -> None:
         self.origin = origin
         self.slot = slot
         self.view = view
+        self.length = len(view)
 
 
 class Memory:

@@ -9,7 +9,8 @@ from typing import Any
 from workers.core import frame
 from workers.core.errors import RemoteProtocolError
 from workers.core.path import Path
-from workers.core.session import MIN_RTT_US, Owner, SessionShare
+from workers.core.sending import MIN_RTT_US
+from workers.core.session import Owner, SessionShare
 from workers.core.stream import Stream
 from workers.io import mesh, sockets
 from workers.io.context import Context, clock_us
