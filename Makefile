@@ -1,15 +1,16 @@
 # Two commands: `make demo` shows what it does, `make test` proves it. As root they also install what is missing
-# (deploy/bootstrap); the Python environment is .venv. PYTHON chooses the interpreter, ARGS goes to pytest.
+# (deploy/bootstrap); the Python environment is .venv. PYTHON chooses the interpreter, ARGS goes to pytest or bench.
 
 BIN := .venv/bin
 ARGS ?=
 export PYTHON
 
-.PHONY: help demo test check venv clean
+.PHONY: help demo test bench check venv clean
 
 help:
 	@echo 'make demo    a download through 1, 10 and 40 stripes over a link that limits each connection'
 	@echo 'make test    every test; ARGS="-k name" for some'
+	@echo 'make bench   speed, cost and round trip beside iperf3, haproxy and socat; ARGS="--rounds 1 limited-10" for less'
 	@echo 'make check   lint, types, packaging, configuration files'
 	@echo 'make venv    only the Python environment, in .venv'
 	@echo 'make clean   remove what was built'
@@ -23,6 +24,11 @@ test:
 	@deploy/bootstrap test
 	@deploy/venv
 	$(BIN)/pytest $(ARGS)
+
+bench:
+	@deploy/bootstrap bench
+	@deploy/venv
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 check:
 	@deploy/bootstrap check

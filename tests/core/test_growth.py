@@ -14,9 +14,9 @@ def opened(pool: CreditPool, cap: int = CAP) -> ReceiveWindow:
     return ReceiveWindow(pool, cap, 0)
 
 
-def read_all(window: ReceiveWindow) -> None:
+def read_all(window: ReceiveWindow, now_us: int) -> None:
     """The application takes all that was allowed, so slowly that its rate alone grows nothing; new credit is told."""
-    window.on_consumed(window.credit - window.consumed, 1, 1 << 60, 1)
+    window.on_consumed(window.credit - window.consumed, 1, now_us, 1)
     window.announce()
 
 
@@ -26,7 +26,7 @@ def test_window_doubles_each_time_the_sender_uses_up_the_last_growth() -> None:
     while window.window < CAP:
         assert window.on_blocked(window.credit, window.consumed)
         assert not window.on_blocked(window.credit, window.consumed), "that the sender cannot know of yet"
-        read_all(window)
+        read_all(window, len(sizes) + 1 << 40)
         sizes.append(window.window)
     assert sizes == [INITIAL_WINDOW << n for n in range(1, 7)]
     assert not window.on_blocked(window.credit, window.consumed)

@@ -181,9 +181,10 @@ class Sending:
             stream.ack_queued = True
             self.acks.append(stream)
 
-    def _answer(self, answer: bytes) -> None:
+    def answer(self, frame_bytes: bytes) -> None:
+        """Send a frame once, without keeping it; dropped if too many wait."""
         if len(self.answers) < MAX_ANSWERS:
-            self.answers.append(answer)
+            self.answers.append(frame_bytes)
 
     # Paths come and go, and stall
 
@@ -253,4 +254,4 @@ class Sending:
                 stream.probe_wait_us = min(2 * stream.probe_wait_us, MAX_RTO_US)
                 stream.probe_due_us = now_us + stream.probe_wait_us
                 flags = 0 if stream.answered else frame.OPENING
-                self._answer(frame.pack(frame.DATA, flags, stream.peer_serial, stream.flow, stream.sent.next_offset))
+                self.answer(frame.pack(frame.DATA, flags, stream.peer_serial, stream.flow, stream.sent.next_offset))

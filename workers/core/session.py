@@ -114,16 +114,16 @@ class SessionShare(Sending):
         finished = self._finished.get(flow)
         if finished is not None:
             ack = frame.Ack(finished[0], finished[0], 0, ())
-            self._answer(frame.pack_ack(0, 0, flow, ack))
+            self.answer(frame.pack_ack(0, 0, flow, ack))
             return None
         fresh = header.flags & frame.OPENING and self._is_peers(flow) and header.serial == self.serial
         if not fresh or not self._admit(flow):
-            self._answer(frame.pack(frame.RESET, 0, 0, flow, Reason.UNKNOWN_FLOW))
+            self.answer(frame.pack(frame.RESET, 0, 0, flow, Reason.UNKNOWN_FLOW))
             return None
         full = self.draining or len(self.streams) >= self.max_streams
         if full or not self.pool.reserve(reserve_bytes(INITIAL_WINDOW)):
             reason = Reason.SHUTDOWN if self.draining else Reason.OVERLOAD
-            self._answer(frame.pack(frame.RESET, 0, 0, flow, reason))
+            self.answer(frame.pack(frame.RESET, 0, 0, flow, reason))
             return None
         stream = Stream(flow, 0, self.pool, self.window_cap, now_us)
         stream.answered = True
@@ -242,7 +242,7 @@ class SessionShare(Sending):
     def _on_ack(self, stream: Stream | None, header: Header, ack: frame.Ack, now_us: int) -> None:
         if stream is None:
             if not header.flags & frame.RESET_SEEN and header.flow not in self._finished:
-                self._answer(frame.pack(frame.RESET, 0, 0, header.flow, Reason.UNKNOWN_FLOW))
+                self.answer(frame.pack(frame.RESET, 0, 0, header.flow, Reason.UNKNOWN_FLOW))
             return
         stream.answered = True
         if stream.open_frame is not None:
@@ -272,7 +272,7 @@ class SessionShare(Sending):
 
     def _on_reset(self, stream: Stream | None, header: Header) -> None:
         seen = frame.pack_ack(frame.RESET_SEEN, 0, header.flow, frame.Ack(0, 0, 0, ()))
-        self._answer(seen)
+        self.answer(seen)
         if stream is not None:
             self._lose_stream(stream, header.offset)
         elif self._is_peers(header.flow):

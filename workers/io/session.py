@@ -211,8 +211,9 @@ class Session:
         if peer is None:
             if slot >= 0:
                 memory.arena.release(slot)
-            if header.kind != frame.RESET:
-                self.share.answers.append(frame.pack(frame.RESET, 0, 0, header.flow, frame.Reason.WORKER_GONE))
+            is_last = header.kind == frame.RESET or (header.kind == frame.ACK and header.flags & frame.RESET_SEEN)
+            if not is_last:
+                self.share.answer(frame.pack(frame.RESET, 0, 0, header.flow, frame.Reason.WORKER_GONE))
             return
         length = len(view)
         if slot < 0:
@@ -286,7 +287,7 @@ class Session:
             else:
                 self._receive(header, Piece(peer, slot, payload), len(payload), clock_us())
         except (RemoteProtocolError, ValueError) as error:
-            log.warning("frame from the mesh refused tunnel=%s reason=%s", self.tunnel.name, error)
+            log.debug("frame from the mesh refused tunnel=%s reason=%s", self.tunnel.name, error)
 
     def on_turn_end(self) -> None:
         """Give the applications what arrived, then send what that allows (StripeOwner)."""
