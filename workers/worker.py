@@ -277,6 +277,13 @@ class Worker:
     # Status
 
     def _report(self, request: int) -> None:
+        """Where descriptors are short there is no answer, and the supervisor says so."""
+        try:
+            self._send_report(request)
+        except OSError as error:
+            log.warning("cannot report reason=%s", error)
+
+    def _send_report(self, request: int) -> None:
         now_us = clock_us()
         tunnels = [tunnel.status(now_us) for tunnel in self._tunnels.values()]
         report = WorkerReport(worker=self._status(tunnels), tunnels=tunnels, open=self._count_open())

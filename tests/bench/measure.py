@@ -28,11 +28,12 @@ class BenchError(Exception):
 @dataclass(frozen=True, slots=True)
 class Flow:
     """`bits_per_s` is payload as the receiver counts it. `cpu_s_per_gb` (1e9 bytes) and `memory_bytes` (the most seen)
-    are of the relays' processes; 0 without a relay."""
+    are of the relays' processes; 0 without a relay. `others_cores`: what programs that are not ours used meanwhile."""
 
     bits_per_s: float
-    cpu_s_per_gb: float = 0.0
-    memory_bytes: int = 0
+    cpu_s_per_gb: float
+    memory_bytes: int
+    others_cores: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,13 @@ def flow(
         wait_listening(lab, "server", listen_port)
         command = ["iperf3", "--json", "--client", target[0], "--port", str(target[1]), "--time", str(length_s)]
         command += ["--parallel", str(connections), *(["--congestion", congestion] if congestion else [])]
-        meter = Meter(list(relays))
+        meter, others = Meter(list(relays)), Others()
         with meter.running():
             done = lab.run("client", command, timeout=length_s + 60, check=False)
         if done.returncode:
             raise BenchError(f"iperf3 to {target}: {_error(done.stdout) or done.stderr}")
         report = json.loads(server.communicate(timeout=_START_S)[0])
+        others_cores = others.cores()
     except subprocess.TimeoutExpired as error:
         raise BenchError(str(error)) from error
     finally:
@@ -88,7 +90,7 @@ def flow(
         raise BenchError(f"iperf3 measured {len(sums)} intervals of {length_s}")
     total = sum(each["bytes"] for each in sums)
     rate = 8 * sum(each["bytes"] for each in steady) / sum(each["seconds"] for each in steady)
-    return Flow(rate, meter.cpu_s / (total / 1e9), meter.memory_bytes)
+    return Flow(rate, meter.cpu_s / (total / 1e9), meter.memory_bytes, others_cores)
 
 
 def _error(output: str) -> str:
@@ -155,6 +157,25 @@ class Meter:
             over.set()
             if self._pids:
                 thread.join()
+
+
+class Others:
+    """The rest of the machine: what it does not leave to this process and its descendants. From now on."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._busy_s = self._read()
+
+    def cores(self) -> float:
+        """On average so far. Interrupts (softirq) are taken for ours."""
+        return (self._read() - self._busy_s) / (time.monotonic() - self._since)
+
+    @staticmethod
+    def _read() -> float:
+        user, nice, system, _idle, _iowait, _irq, _softirq, steal = map(
+            int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        )
+        return (user + nice + system + steal) / _TICKS - sum(map(cpu_s, family([os.getpid()])))
 
 
 def family(pids: Iterable[int]) -> list[int]:

@@ -13,6 +13,8 @@ from tests.netlab import Lab
 FEW, MANY = 10, 1000
 WORKERS = (1, 2)
 HAPROXY = "2 x haproxy"
+BUSY_CORES = 0.3
+"""With more in use by others, what is measured is the machine's load."""
 ECHO_S = 2
 
 
@@ -77,6 +79,7 @@ def table(wanted: Sequence[Contender], congestion: str, rounds: int, seconds: in
     results: list[dict[str, tuple[Flow, Echo]]] = []
     with lab() as link:
         ways.set_congestion(link, congestion)
+        busiest = 0.0
         for turn in range(rounds):
             results.append({})
             for each in present:
@@ -87,6 +90,9 @@ def table(wanted: Sequence[Contender], congestion: str, rounds: int, seconds: in
                     say(notes[-1])
                 else:
                     say(f"round {turn + 1}: {each.name}: {result[0].bits_per_s / 1e9:.2f} Gbit/s")
+                    busiest = max(busiest, result[0].others_cores)
+    if busiest > BUSY_CORES:
+        notes.append(f"Others used up to {busiest:.1f} cores meanwhile.")
     conditions = (
         f"One iperf3 connection, and round trips of 64 bytes; {congestion} on every connection; {seconds} s, median of "
         f"{rounds} rounds, ratios within a round. CPU (seconds per 1e9 bytes) and memory (PSS, the most seen) are of "

@@ -110,7 +110,7 @@ def forwarder(stripes: int, workers: int, congestion: str) -> Way:
             ) as pair:
                 yield Between((_LOOPBACK, pair.local_port), [pair.processes[end].pid for end in ENDS], pair)
         except AssertionError as error:
-            raise BenchError(str(error)) from error
+            raise BenchError(str(error).splitlines()[0]) from error
 
     return way
 

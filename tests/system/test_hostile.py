@@ -4,6 +4,7 @@ import base64
 import contextlib
 import os
 import random
+import resource
 import socket
 import struct
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.netlab import Lab, LabUnavailable
-from tests.system.pair import KEY_ID, Pair
+from tests.system.pair import ENDS, KEY_ID, Pair
 from tests.system.traffic import WHOLE, Exchange, Traffic
 from workers.core import frame
 from workers.core.handshake import ClientHandshake, Hello, Mode, WorkerId
@@ -99,7 +100,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    options = {"server_tunnel": f'handshake_timeout = "{DEADLINE_S:g}s"'}
+    options = {"server_tunnel": f'handshake_timeout = "{DEADLINE_S:g}s"\nresume_timeout = "1s"'}
     try:
         with Lab(emulate=False) as lab, Pair(lab, workers=(2, 2), **options) as pair, Traffic(pair) as traffic:  # type: ignore[arg-type]
             yield Service(pair, traffic)
@@ -200,15 +201,18 @@ def test_slow_drip_does_not_move_the_deadline(service: Service) -> None:
 
 def test_replayed_message_1_is_answered_and_leaves_nothing(service: Service) -> None:
     message = service.hello(carrier_index=1).message_to_send
-    for _ in range(3):
-        with service.connect() as sock:
-            began_s = time.monotonic()
-            sock.sendall(message)
-            assert len(sock.recv(1024)) > 2
-            assert service.stripe_ids() == service.carriers
-            assert service.pair.tunnel("server")["flows_total"] == 1
-            received, how, ended_s = ending(sock)
-            assert (received, how) == (b"", "reset") and ended_s - began_s < DEADLINE_S + LATE_S
+    flows = service.pair.tunnel("server")["flows_total"]
+    opened = [service.connect() for _ in range(3)]
+    for sock in opened:
+        sock.sendall(message)
+    answers = {sock.recv(1024) for sock in opened}
+    assert len(answers) == 3 and all(answers)
+    assert service.stripe_ids() == service.carriers
+    tunnel = service.pair.tunnel("server")
+    assert tunnel["flows_total"] == flows and len(tunnel["sessions"]) == 1
+    for sock in opened:
+        with sock:
+            assert ending(sock)[:2] == (b"", "reset")
     service.assert_untouched()
 
 
@@ -252,9 +256,8 @@ def test_garbage_after_the_first_record_ends_that_session_only(service: Service)
             began_s = time.monotonic()
             received, how, ended_s = ending(sock)
             assert received == b"" and how != "open" and ended_s - began_s < LATE_S, what
-    service.pair.wait(lambda: service.stripe_ids() == service.carriers, "end of the strange stripes")
-    before = service.exchange.received
-    service.pair.wait(lambda: service.exchange.received > before, "progress")
+    service.pair.wait(lambda: len(service.pair.tunnel("server")["sessions"]) == 1, "end of the strange sessions", 5)
+    service.assert_untouched()
 
 
 def test_silent_connections_are_capped_and_the_oldest_go(service: Service) -> None:
@@ -275,6 +278,35 @@ def test_silent_connections_are_capped_and_the_oldest_go(service: Service) -> No
             traffic.wait(old + new, 20)
         assert [exchange.outcome for exchange in old + new] == [WHOLE] * 2
         pair.wait(lambda: not sum(each["pending"] for each in pair.open_counts("server")), "end of what is pending", 5)
+
+
+def test_want_of_descriptors_stops_new_connections_only(service: Service) -> None:
+    before = [log.count("WARNING") for log in (service.pair.log("client"), service.pair.log("server"))]
+    with contextlib.ExitStack() as stack:
+        for end in ENDS:
+            for pid in service.pair.worker_pids(end):
+                stack.enter_context(few_descriptors(pid, spare=60))
+        for _ in range(150):
+            with contextlib.suppress(ConnectionError):
+                stack.enter_context(service.connect())
+            with contextlib.suppress(ConnectionError):
+                stack.enter_context(service.pair.connect())
+        progress = service.exchange.received
+        service.pair.wait(lambda: service.exchange.received > progress + (1 << 20), "progress")
+        assert [each["state"] for end in ENDS for each in service.pair.status(end)["workers"]] == ["up"] * 4
+    after = [log.count("WARNING") for log in (service.pair.log("client"), service.pair.log("server"))]
+    assert all(0 < now - then <= 4 for then, now in zip(before, after, strict=True)), service.pair.logs()
+    service.assert_untouched()
+
+
+@contextlib.contextmanager
+def few_descriptors(pid: int, spare: int) -> Iterator[None]:
+    """That process may open so many more."""
+    used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + spare, limits[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
 
 def still_open(sock: socket.socket) -> bool:

@@ -181,10 +181,10 @@ class Sending:
             stream.ack_queued = True
             self.acks.append(stream)
 
-    def answer(self, frame_bytes: bytes) -> None:
+    def answer(self, data: bytes) -> None:
         """Send a frame once, without keeping it; dropped if too many wait."""
         if len(self.answers) < MAX_ANSWERS:
-            self.answers.append(frame_bytes)
+            self.answers.append(data)
 
     # Paths come and go, and stall
 

@@ -4,11 +4,11 @@ import logging
 import os
 import socket
 from collections import deque
-from typing import Any
 
 from workers.core import frame
 from workers.core.session import Owner
 from workers.io import sockets
+from workers.io.accept import Acceptor
 from workers.io.context import Context, clock_us, session_number
 from workers.io.dial import Dialler
 from workers.io.endpoint import Endpoint
@@ -17,7 +17,6 @@ from workers.io.stripe import Stripe
 from workers.settings import Key, StripeClientTunnel
 from workers.status import TunnelStatus
 
-READ = 1
 MAX_WAITING = 4096
 """Applications that wait for the first stripe; more are refused."""
 
@@ -38,8 +37,7 @@ class ClientSession(Session):
 
 
 class ClientTunnel:
-    """Accepts from `listeners`, which all workers share, one connection a wake-up, so that the workers get even
-    shares."""
+    """Applications come in by `listeners`, which all workers share."""
 
     def __init__(
         self, context: Context, tunnel: StripeClientTunnel, key: Key, session_id: int, listeners: list[socket.socket]
@@ -53,12 +51,7 @@ class ClientTunnel:
         self.session.dialler = self._dialler
         self._waiting: deque[tuple[int, socket.socket]] = deque()
         self._refused = 0
-        self._listeners = listeners
-        self._watchers: list[Any] = []
-        for listener in listeners:
-            watcher = context.loop.io(listener.fileno(), READ)
-            watcher.start(self._on_application, listener)
-            self._watchers.append(watcher)
+        self._acceptor = Acceptor(context.loop, tunnel.name, listeners, self._on_application)
 
     def sessions(self) -> list[Session]:
         """The sessions of this tunnel."""
@@ -72,13 +65,10 @@ class ClientTunnel:
         """A client has its session from the start."""
         return None
 
-    def _on_application(self, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except BlockingIOError:
-            return  # another worker was faster
-        except OSError as error:
-            log.warning("cannot accept tunnel=%s reason=%s", self.tunnel.name, error)
+    def _on_application(self, sock: socket.socket, _address: object) -> None:
+        if sockets.is_of_reserve(sock):
+            self._refuse(sock)
+            self._acceptor.warn("few descriptors are left")
             return
         try:
             sockets.prepare_application(sock)
@@ -112,6 +102,7 @@ class ClientTunnel:
 
     def on_time(self, now_us: int) -> None:
         """Every 100 ms."""
+        self._acceptor.resume()
         waiting = self._waiting
         while waiting:
             owner = self.session.choose_owner()
@@ -128,13 +119,8 @@ class ClientTunnel:
             self.session.share.abandon(frame.Reason.TIMEOUT)
 
     def stop_accepting(self) -> None:
-        """Part of draining. Whoever comes after the last worker has closed the listeners is refused by the kernel."""
-        for watcher in self._watchers:
-            watcher.stop()
-            watcher.close()
-        self._watchers.clear()
-        for listener in self._listeners:
-            listener.close()
+        """Part of draining."""
+        self._acceptor.close()
         while self._waiting:
             self._refuse(self._waiting.popleft()[1])
 

@@ -18,15 +18,13 @@ from gevent.event import Event
 from workers.core import frame
 from workers.core.errors import RemoteProtocolError
 from workers.core.handshake import ClientHandshake, Hello, Mode, Welcome
-from workers.core.noise import Suite
-from workers.core.record import Opener, Sealer
 from workers.io import sockets
 from workers.io.context import Context, clock_us
+from workers.io.establish import SUITES, make_stripe, record_keys
 from workers.io.session import Session
 from workers.io.stripe import Stripe
 from workers.settings import Key, StripeClientTunnel
 
-SUITES = {"aes256gcm": Suite.AES256GCM, "chacha20poly1305": Suite.CHACHA20POLY1305}
 CONCURRENT = 32
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.1, 2.0
 """The longest pause is short: a server that comes back is found within 3 s."""
@@ -155,7 +153,7 @@ class Dialler:
         if self._stopped:
             connected.close()
             return
-        stripe = self._make_stripe(index, connected, handshake)
+        stripe = make_stripe(context, tunnel, connected, index, record_keys(context, tunnel, handshake.split()))
         stripe.gone_told = gone_told
         self._join(stripe, welcome, handshake.leftover, started_us if in_outage else None)
 
@@ -165,24 +163,6 @@ class Dialler:
         suite = SUITES[context.settings.suite]
         return ClientHandshake(
             self._key.key_id, self._key.secret, suite, Mode.STRIPE, hello, ephemeral_private=self._entropy(32)
-        )
-
-    def _make_stripe(self, index: int, sock: plain_socket.socket, handshake: ClientHandshake) -> Stripe:
-        context = self._context
-        sockets.prepare_stripe(sock, self._tunnel.congestion)
-        suite = SUITES[context.settings.suite]
-        send_key, receive_key = handshake.split()
-        most = self._tunnel.frame_max_bytes + frame.HEADER_BYTES
-        keys = (Sealer(send_key, suite), Opener(receive_key, suite, most))
-        return Stripe(
-            context.loop,
-            sock,
-            index,
-            keys,
-            context.memory,
-            context.staging,
-            frame_max_bytes=self._tunnel.frame_max_bytes,
-            now_us=clock_us(),
         )
 
     def _join(self, stripe: Stripe, welcome: Welcome, leftover: bytes, outage_us: int | None) -> None:

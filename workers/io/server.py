@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 from collections import OrderedDict
-from typing import Any
 
 import gevent
 
@@ -23,9 +22,10 @@ from workers.core.handshake import MESSAGE_MAX, Hello, Mode, ServerHandshake, We
 from workers.core.record import LENGTH, RECORD_HEADER, TAG, Opener, Sealer
 from workers.core.stream import Stream
 from workers.io import sockets, target
+from workers.io.accept import Acceptor
 from workers.io.context import Context, clock_us, session_number
-from workers.io.dial import SUITES
 from workers.io.endpoint import Endpoint
+from workers.io.establish import SUITES, make_stripe, record_keys
 from workers.io.session import Session
 from workers.io.stripe import Stripe
 from workers.settings import StripeServerTunnel
@@ -112,10 +112,8 @@ class Pending:
         number = session_number(self._handshake.key_id, tunnel.tunnel.name, hello.session_id)
         welcome = Welcome(context.boot_id, number in tunnel.by_number, context.slot, context.roster_ids())
         answer = self._handshake.welcome(welcome, ephemeral_private=os.urandom(32))
-        send_key, receive_key = self._handshake.split()
-        suite = SUITES[context.settings.suite]
-        most = tunnel.tunnel.frame_max_bytes + frame.HEADER_BYTES
-        self._hello, self._keys = hello, (Sealer(send_key, suite), Opener(receive_key, suite, most))
+        self._hello = hello
+        self._keys = record_keys(context, tunnel.tunnel, self._handshake.split())
         self._gone_told = len(context.gone)
         try:
             self.sock.send(answer)
@@ -189,13 +187,17 @@ class ServerSession(Session):
         if endpoint.closed:
             sock.close()
             return
+        if sockets.is_of_reserve(sock):
+            sock.close()
+            self.share.reset_stream(stream, Reason.OVERLOAD)
+            self.egress.pump()
+            return
         endpoint.attach(self.context.loop, sock)
         self.on_turn_end()
 
 
 class ServerTunnel:
-    """Accepts from `listeners`, which all workers share, one connection a wake-up; a stripe goes to the worker of its
-    index."""
+    """Stripes come in by `listeners`, which all workers share, and go to the worker of their index."""
 
     def __init__(
         self,
@@ -212,12 +214,7 @@ class ServerTunnel:
         self._pending: OrderedDict[Pending, None] = OrderedDict()
         self._per_address: dict[str, int] = {}
         self._past: list[int] = [0, 0, 0, 0]
-        self._listeners = listeners
-        self._watchers: list[Any] = []
-        for listener in listeners:
-            watcher = context.loop.io(listener.fileno(), READ)
-            watcher.start(self._on_connection, listener)
-            self._watchers.append(watcher)
+        self._acceptor = Acceptor(context.loop, tunnel.name, listeners, self._on_connection)
 
     def sessions(self) -> list[Session]:
         """The sessions of this tunnel."""
@@ -229,14 +226,13 @@ class ServerTunnel:
 
     # Unauthenticated
 
-    def _on_connection(self, listener: socket.socket) -> None:
-        try:
-            sock, address = listener.accept()
-        except BlockingIOError:
-            return  # another worker was faster
-        except OSError as error:
-            log.warning("cannot accept tunnel=%s reason=%s", self.tunnel.name, error)
-            return
+    def _on_connection(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        if sockets.is_of_reserve(sock):
+            self._acceptor.warn("few descriptors are left")
+            if not self._pending:
+                sockets.close_with_reset(sock)
+                return
+            self.forget(next(iter(self._pending)))
         sock.setblocking(False)
         self.admit(sock, str(address[0]).removeprefix("::ffff:")).start()
 
@@ -311,19 +307,8 @@ class ServerTunnel:
 
     def make_stripe(self, sock: socket.socket, index: int, keys: tuple[Sealer, Opener]) -> Stripe | None:
         """A stripe of a genuine client's connection; None, and it is closed, if the peer has broken it."""
-        context = self.context
         try:
-            sockets.prepare_stripe(sock, self.tunnel.congestion)
-            return Stripe(
-                context.loop,
-                sock,
-                index,
-                keys,
-                context.memory,
-                context.staging,
-                frame_max_bytes=self.tunnel.frame_max_bytes,
-                now_us=clock_us(),
-            )
+            return make_stripe(self.context, self.tunnel, sock, index, keys)
         except OSError as error:
             log.debug("stripe lost tunnel=%s index=%d reason=%s", self.tunnel.name, index, error)
             sock.close()
@@ -345,6 +330,7 @@ class ServerTunnel:
 
     def on_time(self, now_us: int) -> None:
         """Every 100 ms."""
+        self._acceptor.resume()
         pending = self._pending
         while pending:
             oldest = next(iter(pending))
@@ -366,13 +352,8 @@ class ServerTunnel:
             self._past[index] += value
 
     def stop_accepting(self) -> None:
-        """Part of draining. Whoever comes after the last worker has closed the listeners is refused by the kernel."""
-        for watcher in self._watchers:
-            watcher.stop()
-            watcher.close()
-        self._watchers.clear()
-        for listener in self._listeners:
-            listener.close()
+        """Part of draining."""
+        self._acceptor.close()
         for session in self.by_number.values():
             session.send_drain()
 

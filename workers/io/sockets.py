@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import resource
 import socket
 import struct
 import sys
@@ -12,6 +13,8 @@ TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 SIOCOUTQNSD = 0x894B
 """Bytes of a TCP socket not yet sent (linux/sockios.h)."""
+RESERVED_DESCRIPTORS = 32
+"""For dials, for workers that join, and to report."""
 USER_TIMEOUT_MS = 20_000
 """A stripe whose data stays unacknowledged for so long is dead."""
 
@@ -87,6 +90,14 @@ def arriving_bytes(sock: socket.socket) -> int:
 def set_unsent_limit(sock: socket.socket, limit: int) -> None:
     """Let the socket be writable while less than half of `limit` bytes are unsent (TCP_NOTSENT_LOWAT)."""
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limit)
+
+
+def is_of_reserve(sock: socket.socket) -> bool:
+    """Whether so few descriptors are left that they are needed for something else than more connections.
+
+    The kernel gives the lowest number that is free, so the number says how many are taken.
+    """
+    return sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
 
 
 def reset_on_close(sock: socket.socket) -> None:

@@ -1,0 +1,76 @@
+"""Accepting: every worker watches the same listeners, and takes one connection a wake-up, so that all get even shares.
+
+What the kernel refuses for want of descriptors or memory is tried again a moment later, not at once: the connection
+stays in the queue, and the watcher would fire all the time.
+"""
+
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+READ = 1
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+WARN_S = 10.0
+"""A shortage is logged once in so many seconds."""
+
+log = logging.getLogger("forwarder.accept")
+
+
+class Acceptor:
+    """Owns `listeners`. `take` gets each connection and its peer's address."""
+
+    def __init__(
+        self, loop: Any, tunnel: str, listeners: list[socket.socket], take: Callable[[socket.socket, Any], None]
+    ) -> None:
+        self._loop = loop
+        self._tunnel = tunnel
+        self._take = take
+        self._listeners = listeners
+        self._watchers = [loop.io(listener.fileno(), READ) for listener in listeners]
+        self._paused = True
+        self._warned_s = float("-inf")
+        self.resume()
+
+    def resume(self) -> None:
+        """Every 100 ms: watch again after a pause."""
+        if self._paused:
+            self._paused = False
+            for watcher, listener in zip(self._watchers, self._listeners, strict=True):
+                watcher.start(self._on_connection, listener)
+
+    def _on_connection(self, listener: socket.socket) -> None:
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:
+            return  # another worker was faster
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                self._pause()
+                self.warn(str(error))
+            return
+        self._take(sock, address)
+
+    def _pause(self) -> None:
+        self._paused = True
+        for watcher in self._watchers:
+            watcher.stop()
+
+    def warn(self, reason: str) -> None:
+        """Log why connections are refused, now and then."""
+        now_s = self._loop.now()
+        if now_s - self._warned_s >= WARN_S:
+            self._warned_s = now_s
+            log.warning("cannot accept tunnel=%s reason=%s", self._tunnel, reason)
+
+    def close(self) -> None:
+        """Accept no more. Whoever comes after the last worker has closed the listeners is refused by the kernel."""
+        self._pause()
+        self._paused = False
+        for watcher in self._watchers:
+            watcher.close()
+        self._watchers = []
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
