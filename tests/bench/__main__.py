@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.bench import limited, speed, ways
-from tests.bench.measure import BenchError, programs_missing
+from tests.bench.measure import programs_missing
 from tests.bench.table import Table, write
 from tests.netlab import LabError
 
@@ -31,22 +31,23 @@ def main() -> int:
         say(f"make bench: no {' and no '.join(missing)} here")
         return 1
     tables: list[Table] = []
+    limited_wanted = [count for row, count in counts.items() if row in options.rows]
+    speed_wanted = [each for row, each in contenders.items() if row in options.rows]
     try:
-        if wanted := [count for row, count in counts.items() if row in options.rows]:
-            tables.append(limited.table(wanted, options.rounds, options.seconds or _LIMITED_S, say))
-        if ways_wanted := [each for row, each in contenders.items() if row in options.rows]:
-            tables.append(speed.table(ways_wanted, congestion, options.rounds, options.seconds or _SPEED_S, say))
-    except (BenchError, LabError, OSError) as error:
+        if limited_wanted:
+            tables.append(limited.table(limited_wanted, options.rounds, options.seconds or _LIMITED_S, say))
+        if speed_wanted:
+            tables.append(speed.table(speed_wanted, congestion, options.rounds, options.seconds or _SPEED_S, say))
+    except (LabError, OSError) as error:
         say(f"make bench: {error}")
     except KeyboardInterrupt:
         say("make bench: interrupted")
-    console = Console()
-    console = Console(width=max(console.width, _WIDTH), highlight=False)
+    console = Console(width=max(progress.width, _WIDTH), highlight=False)
     for each in tables:
         each.print(console)
     write(tables, markdown=options.markdown, as_json=options.json)
-    complete = len(tables) == bool(wanted) + bool(ways_wanted)
-    return 0 if complete and not any(each.notes for each in tables) else 1
+    complete = len(tables) == bool(limited_wanted) + bool(speed_wanted)
+    return 0 if complete and not any(each.left_out for each in tables) else 1
 
 
 def _options(rows: list[str]) -> argparse.Namespace:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from tests.bench import ways
-from tests.bench.measure import Flow, flow
+from tests.bench.measure import BenchError, Flow, flow
 from tests.bench.table import Column, Row, Table, number
 from tests.netlab import Connection, Lab, Link, RunVoid
 
@@ -16,8 +16,6 @@ PER_CONNECTION = Connection(rate_bps=10e6)
 WARM_UP_S = 6
 """Slow start and the growth of the window are over by then, with 100 connections too."""
 ATTEMPTS = 3
-BUSY_CORES = 0.3
-"""With more in use by others, what is measured is the machine's load."""
 
 _DIRECT = 0
 """Workers: no tunnel."""
@@ -53,7 +51,8 @@ def once(lab: Lab, count: int, workers: int, *, seconds: int, warm_up_s: int = W
 def table(counts: Sequence[int], rounds: int, seconds: int, say: Callable[[str], None]) -> Table:
     """All counts, in turn in every round."""
     results: list[Round] = []
-    notes: list[str] = []
+    left_out: list[str] = []
+    busiest = 0.0
     with lab() as link:
         for turn in range(rounds):
             results.append({})
@@ -62,17 +61,17 @@ def table(counts: Sequence[int], rounds: int, seconds: int, say: Callable[[str],
                     name = f"{count} stripes, {workers} workers" if workers else f"iperf3 -P {count}"
                     try:
                         result = results[-1][count, workers] = _unless_void(link, count, workers, seconds)
-                    except RunVoid as void:
-                        notes.append(f"Left out, {ATTEMPTS} times void: round {turn + 1}, {name}: {void}.")
-                        say(notes[-1])
+                    except (RunVoid, BenchError) as why:
+                        left_out.append(f"Left out: round {turn + 1}, {name}: {why}.")
+                        say(left_out[-1])
                     else:
                         say(f"round {turn + 1}: {name}: {result.bits_per_s / 1e6:.1f} Mbit/s")
-                        if result.others_cores > BUSY_CORES:
-                            notes.append(f"Round {turn + 1}, {name}: others used {result.others_cores:.1f} cores.")
-    return _tabulate(counts, results, seconds, notes)
+                        busiest = max(busiest, result.others_cores)
+    return _tabulate(counts, results, seconds, left_out, busiest)
 
 
 def _unless_void(link: Lab, count: int, workers: int, seconds: int) -> Flow:
+    """Measured ATTEMPTS times at most. Raises RunVoid."""
     for _ in range(ATTEMPTS - 1):
         try:
             return once(link, count, workers, seconds=seconds)
@@ -81,7 +80,9 @@ def _unless_void(link: Lab, count: int, workers: int, seconds: int) -> Flow:
     return once(link, count, workers, seconds=seconds)
 
 
-def _tabulate(counts: Sequence[int], results: list[Round], seconds: int, notes: list[str]) -> Table:
+def _tabulate(
+    counts: Sequence[int], results: list[Round], seconds: int, left_out: list[str], others_cores: float
+) -> Table:
     columns = [Column("stripes", "stripes"), Column("iperf3", "iperf3 -P Mbit/s", number(1))]
     for workers in WORKERS:
         columns += [
@@ -110,7 +111,7 @@ def _tabulate(counts: Sequence[int], results: list[Round], seconds: int, notes: 
         f"connection, 500 Mbit/s the link, 50 ms round trip, {CONGESTION}; {seconds} s of steady state, median of "
         f"{len(results)} rounds; workers are at each end, CPU is of both ends."
     )
-    return Table("limited", "A link that limits each connection", conditions, columns, rows, notes)
+    return Table("limited", "A link that limits each connection", conditions, columns, rows, left_out, others_cores)
 
 
 def _workers(count: int) -> str:

@@ -13,8 +13,6 @@ from tests.netlab import Lab
 FEW, MANY = 10, 1000
 WORKERS = (1, 2)
 HAPROXY = "2 x haproxy"
-BUSY_CORES = 0.3
-"""With more in use by others, what is measured is the machine's load."""
 ECHO_S = 2
 
 
@@ -69,36 +67,36 @@ def once_with_echo(lab: Lab, way: Way, *, seconds: int) -> tuple[Flow, Echo]:
 
 def table(wanted: Sequence[Contender], congestion: str, rounds: int, seconds: int, say: Callable[[str], None]) -> Table:
     """All contenders, in turn in every round."""
-    notes: list[str] = []
+    left_out: list[str] = []
+    busiest = 0.0
     present: list[Contender] = []
     for each in wanted:
         if programs_missing(each.program):
-            notes.append(f"Left out: {each.name}, for want of {each.program}.")
+            left_out.append(f"Left out: {each.name}, for want of {each.program}.")
         else:
             present.append(each)
     results: list[dict[str, tuple[Flow, Echo]]] = []
     with lab() as link:
         ways.set_congestion(link, congestion)
-        busiest = 0.0
         for turn in range(rounds):
             results.append({})
             for each in present:
                 try:
                     result = results[-1][each.name] = once_with_echo(link, each.way, seconds=seconds)
                 except BenchError as error:
-                    notes.append(f"Left out: round {turn + 1}, {each.name}: {error}.")
-                    say(notes[-1])
+                    left_out.append(f"Left out: round {turn + 1}, {each.name}: {error}.")
+                    say(left_out[-1])
                 else:
                     say(f"round {turn + 1}: {each.name}: {result[0].bits_per_s / 1e9:.2f} Gbit/s")
                     busiest = max(busiest, result[0].others_cores)
-    if busiest > BUSY_CORES:
-        notes.append(f"Others used up to {busiest:.1f} cores meanwhile.")
     conditions = (
         f"One iperf3 connection, and round trips of 64 bytes; {congestion} on every connection; {seconds} s, median of "
         f"{rounds} rounds, ratios within a round. CPU (seconds per 1e9 bytes) and memory (PSS, the most seen) are of "
         f"all relay processes of both ends. Only forwarder encrypts."
     )
-    return Table("speed", "A link that limits nothing", conditions, _columns(), _rows(present, results), notes)
+    return Table(
+        "speed", "A link that limits nothing", conditions, _columns(), _rows(present, results), left_out, busiest
+    )
 
 
 def _columns() -> list[Column]:

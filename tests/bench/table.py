@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
+
+from tests.bench.measure import BUSY_CORES
 
 Row = Mapping[str, Any]
 """By column key; a key that is missing or None is an empty cell."""
@@ -25,14 +27,21 @@ class Column:
 
 @dataclass(slots=True)
 class Table:
-    """`conditions`: what one has to know to compare."""
+    """`conditions`: what one has to know to compare. `others_cores`: what other programs used at worst."""
 
     name: str
     title: str
     conditions: str
     columns: list[Column]
-    rows: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    rows: list[Row]
+    left_out: list[str]
+    others_cores: float
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the worth of the figures."""
+        busy = [f"Other programs used up to {self.others_cores:.1f} cores meanwhile: the machine was not free."]
+        return self.left_out + (busy if self.others_cores > BUSY_CORES else [])
 
     def cells(self) -> list[list[str]]:
         """The rows as text."""
@@ -73,7 +82,13 @@ def write(tables: list[Table], *, markdown: Path | None, as_json: Path | None) -
         markdown.write_text("\n".join(table.markdown() for table in tables))
     if as_json is not None:
         content = {
-            table.name: {"conditions": table.conditions, "rows": table.rows, "notes": table.notes} for table in tables
+            table.name: {
+                "conditions": table.conditions,
+                "rows": table.rows,
+                "left_out": table.left_out,
+                "others_cores": table.others_cores,
+            }
+            for table in tables
         }
         as_json.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -176,7 +176,7 @@ def test_server_away_for_longer_than_the_connect_timeout_is_a_reset(lab: Lab) ->
             assert 0.9 < await_reset(application, 5) - began_s < 2.5
 
 
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM], ids=lambda sig: sig.name)
 def test_restarted_server_resets_what_it_had_and_serves_again(lab: Lab, sig: signal.Signals) -> None:
     with Pair(lab, workers=(2, 2), server='drain_timeout = "1s"') as pair, Traffic(pair) as traffic:
         exchanges = traffic.open(6, total_bytes=16 << 20, rate_bps=2e6)
@@ -195,7 +195,7 @@ def test_restarted_server_resets_what_it_had_and_serves_again(lab: Lab, sig: sig
         assert [exchange.outcome for exchange in exchanges] == [RESET] * 6, exchanges
 
 
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM], ids=lambda sig: sig.name)
 def test_restarted_client_resets_what_it_had_and_serves_again(lab: Lab, sig: signal.Signals) -> None:
     options = {"client": 'drain_timeout = "1s"', "server_tunnel": 'resume_timeout = "3s"'}
     with Pair(lab, workers=(2, 2), **options) as pair, Traffic(pair) as traffic:  # type: ignore[arg-type]
@@ -266,14 +266,15 @@ def test_link_black_for_five_seconds_harms_no_byte(link: Lab) -> None:
         traffic.wait_received(exchanges, 1 << 20)
         try:
             assert link.blackhole() >= 10
-            time.sleep(5)
+            time.sleep(1)
             seen = [exchange.received for exchange in exchanges]
+            time.sleep(4)
+            assert [exchange.received for exchange in exchanges] == seen
         finally:
             link.restore()
         assert None in {exchange.outcome for exchange in exchanges}
         traffic.wait(exchanges, 30)
         assert [exchange.outcome for exchange in exchanges] == [WHOLE] * 2, exchanges
-        assert all(was < 32 << 20 for was in seen)
 
 
 def test_stripe_that_goes_black_for_good_harms_no_byte(link: Lab) -> None:
