@@ -53,8 +53,7 @@ class Worker:
         self._loop = gevent.get_hub().loop
         settings = boot.settings
         arena = Arena(boot.arena, boot.arena_bytes, INGRESS_BYTES, EGRESS_BYTES)
-        tunnels = [*settings.client_tunnels, *settings.server_tunnels]
-        memory = Memory(arena, max(tunnel.frame_max_bytes for tunnel in tunnels))
+        memory = Memory(arena, frame.MAX_PAYLOAD_BYTES)
         memory.on_room = self._on_memory
         self._mesh = Mesh(self._loop, memory, boot.arena_bytes)
         self._mesh.handler = self

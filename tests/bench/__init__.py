@@ -3,7 +3,8 @@
     python -m tests.bench [--rounds N] [--seconds S] [--markdown FILE] [--json FILE] [ROW...]
 
 Rows are `limited-1`, `limited-10`, ... (a link that limits each connection, against iperf3 with as many connections),
-`speed` (a link that limits nothing, against haproxy and socat) and `echo` (round trip); a pattern takes several.
-All of a row is measured in turn in every round, in one pair of namespaces, and a ratio compares what was measured in
-the same round: the machine's load moves both sides. What is shown is the median of the rounds.
+and on a link that limits nothing `direct`, `haproxy`, `socat`, `10x1`, `1000x2`, ... (stripes, workers at each end):
+speed, cost, memory and the round trip of 64 bytes. A pattern takes several; without any, all are measured.
+Every round measures each row once, and a ratio compares what was measured in the same round: the machine's load moves
+both sides. What is shown is the median of the rounds.
 """

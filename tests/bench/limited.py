@@ -16,6 +16,8 @@ PER_CONNECTION = Connection(rate_bps=10e6)
 WARM_UP_S = 6
 """Slow start and the growth of the window are over by then, with 100 connections too."""
 ATTEMPTS = 3
+LATE_MS = 5.0
+"""Packets may be so late (99 of 100): little beside the round trip, and a hundred connections start in bursts."""
 
 _DIRECT = 0
 """Workers: no tunnel."""
@@ -44,7 +46,7 @@ def once(lab: Lab, count: int, workers: int, *, seconds: int, warm_up_s: int = W
             congestion=CONGESTION,
             relays=between.pids,
         )
-        lab.check()
+        lab.check(p99_ms=LATE_MS)
     return result
 
 

@@ -153,7 +153,7 @@ class Dialler:
         if self._stopped:
             connected.close()
             return
-        stripe = make_stripe(context, tunnel, connected, index, record_keys(context, tunnel, handshake.split()))
+        stripe = make_stripe(context, tunnel, connected, index, record_keys(context, handshake.split()))
         stripe.gone_told = gone_told
         self._join(stripe, welcome, handshake.leftover, started_us if in_outage else None)
 

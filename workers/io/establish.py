@@ -13,11 +13,11 @@ from workers.settings import StripeTunnel
 SUITES = {"aes256gcm": Suite.AES256GCM, "chacha20poly1305": Suite.CHACHA20POLY1305}
 
 
-def record_keys(context: Context, tunnel: StripeTunnel, split: tuple[bytes, bytes]) -> tuple[Sealer, Opener]:
+def record_keys(context: Context, split: tuple[bytes, bytes]) -> tuple[Sealer, Opener]:
     """The record layers of a carrier. `split`: (key to send with, key to receive with) of its handshake."""
     suite = SUITES[context.settings.suite]
     send_key, receive_key = split
-    return Sealer(send_key, suite), Opener(receive_key, suite, tunnel.frame_max_bytes + frame.HEADER_BYTES)
+    return Sealer(send_key, suite), Opener(receive_key, suite, frame.MAX_PAYLOAD_BYTES + frame.HEADER_BYTES)
 
 
 def make_stripe(

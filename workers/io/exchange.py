@@ -27,13 +27,13 @@ class RemoteStripes:
 
     __slots__ = ("far", "frame_bytes", "handed", "outstanding", "paths", "peer", "rtt_us", "up")
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, frame_max_bytes: int) -> None:
         self.peer = peer
         self.up = 0
         self.rtt_us = 0
         self.outstanding = 0
         self.far: Owner | None = None
-        self.frame_bytes = FRAME_INITIAL
+        self.frame_bytes = min(FRAME_INITIAL, frame_max_bytes)
         self.handed = Path(peer.slot, -1, 0)
         self.paths: dict[tuple[int, int], Path] = {}
 
@@ -88,7 +88,7 @@ class Exchange:
         """What is known of a worker's stripes."""
         remote = self._remotes.get(peer.slot)
         if remote is None or remote.peer is not peer:
-            remote = self._remotes[peer.slot] = RemoteStripes(peer)
+            remote = self._remotes[peer.slot] = RemoteStripes(peer, self._tunnel.frame_max_bytes)
         return remote
 
     def tell_all(self, kind: int, **fields: int) -> None:

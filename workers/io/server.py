@@ -113,7 +113,7 @@ class Pending:
         welcome = Welcome(context.boot_id, number in tunnel.by_number, context.slot, context.roster_ids())
         answer = self._handshake.welcome(welcome, ephemeral_private=os.urandom(32))
         self._hello = hello
-        self._keys = record_keys(context, tunnel.tunnel, self._handshake.split())
+        self._keys = record_keys(context, self._handshake.split())
         self._gone_told = len(context.gone)
         try:
             self.sock.send(answer)
