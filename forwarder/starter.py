@@ -95,7 +95,7 @@ host_port = 9000
 local_port = 8080
 # Stripes (TCP connections to the server), 1 to 4096, shared by all connections of this tunnel.
 somaxconn = 10
-{both_ends}# Without traffic for so long, the tunnel keeps only a few stripes.
+{both_ends}# A worker that carries no connection for so long keeps only one of its stripes.
 #idle_timeout = "10m"
 # New stripes a second, at most.
 #dial_rate = 100

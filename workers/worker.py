@@ -39,6 +39,7 @@ TICK_S = 0.1
 HEARTBEAT_S = 0.5
 CRASHED = 70
 MESSAGE_BYTES = 65536
+PEER_FDS = 7
 FINAL_FLUSH_S = 0.2
 """How long resets get to leave after the drain timeout."""
 
@@ -78,6 +79,7 @@ class Worker:
         self._done = Event()
         self._drain_deadline_us: int | None = None
         self._idle = False
+        self._waking = False
         self._timers: list[Any] = []
 
     # Life
@@ -149,6 +151,12 @@ class Worker:
         return all(peer.idle for peer in peers)
 
     def _on_memory(self) -> None:
+        if not self._waking:
+            self._waking = True
+            self._loop.run_callback(self._wake_starved)
+
+    def _wake_starved(self) -> None:
+        self._waking = False
         for session in self._sessions():
             for stream in session.share.streams.values():
                 if stream.readable and not stream.scheduled:
@@ -199,6 +207,9 @@ class Worker:
             self._done.set()
         elif isinstance(message, messages.PeerGone):
             self._on_peer_gone(message.slot, message.serial)
+        elif len(fds) != PEER_FDS:
+            log.critical("no descriptors left to meet a worker slot=%d", message.slot)
+            os._exit(CRASHED)
         else:
             to_peer, from_peer = RingFds(*fds[1:4]), RingFds(*fds[4:7])
             self._on_peer_joined(PeerFds(message.slot, message.serial, fds[0], to_peer, from_peer))
@@ -245,7 +256,7 @@ class Worker:
         """See MeshHandler."""
         kind, _, tunnel_index, slot, number = descriptor[:5]
         if kind == mesh.FREE:
-            if not self._context.memory.arena.give_back(slot, peer.slot):
+            if not self._context.memory.give_back(slot, peer.slot):
                 self._mesh.dropped_descriptors += 1
             return
         if kind == mesh.IDLE:
@@ -265,7 +276,7 @@ class Worker:
             peer.send(
                 mesh.BOUND, tunnel=tunnel_index, slot=slot, session=number, flow=flow, offset=offset, value2=value
             )
-        elif kind == mesh.BOUND and not self._context.memory.arena.give_back(slot, peer.slot):
+        elif kind == mesh.BOUND and not self._context.memory.give_back(slot, peer.slot):
             self._mesh.dropped_descriptors += 1
 
     def on_turn_end(self) -> None:

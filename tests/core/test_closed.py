@@ -1,3 +1,5 @@
+"""Counters that were seen, against a set of them; memory stays bounded."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

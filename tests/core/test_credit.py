@@ -1,3 +1,5 @@
+"""Windows and the pool behind them: when credit is due, how far it grows, and that all of it comes back."""
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,14 +60,26 @@ def test_window_doubles_while_a_round_trip_takes_more_than_half_of_it() -> None:
 
 
 def test_grown_window_reserves_the_difference_and_gives_all_of_it_back() -> None:
-    pool = CreditPool(reserve_bytes(2 * INITIAL_WINDOW))
+    pool = CreditPool(2 * reserve_bytes(2 * INITIAL_WINDOW))
     window = opened(pool)
     window.on_consumed(INITIAL_WINDOW, 1, 1, RTT_US)
-    assert window.window == 2 * INITIAL_WINDOW and pool.reserved == pool.total
+    assert window.window == 2 * INITIAL_WINDOW and pool.reserved == reserve_bytes(2 * INITIAL_WINDOW)
     window.on_consumed(2 * INITIAL_WINDOW, 1, 2, RTT_US)
     assert window.window == 2 * INITIAL_WINDOW
     window.close()
     assert pool.reserved == 0
+
+
+def test_growth_leaves_a_quarter_for_new_streams_and_no_session_takes_everything() -> None:
+    worker = CreditPool(12_000)
+    greedy, modest = worker.for_session(), worker.for_session()
+    assert greedy.reserve_growth(6_000) and not greedy.reserve_growth(1)
+    assert modest.reserve_growth(3_000) and not modest.reserve_growth(1), "three quarters of the worker's are taken"
+    assert modest.reserve(3_000) and not greedy.reserve(1)
+    assert (worker.reserved, greedy.reserved, modest.reserved) == (12_000, 6_000, 6_000)
+    greedy.give_back(6_000)
+    modest.give_back(6_000)
+    assert worker.reserved == greedy.reserved == modest.reserved == 0
 
 
 def test_slow_reader_keeps_its_first_window() -> None:

@@ -1,3 +1,5 @@
+"""Frames: golden bytes, every truncation, and all that is refused."""
+
 import re
 import struct
 

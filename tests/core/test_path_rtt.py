@@ -1,3 +1,5 @@
+"""Round-trip estimates, and when a path counts as stalled."""
+
 from typing import cast
 
 from hypothesis import given

@@ -1,3 +1,5 @@
+"""Pieces in any order make the stream, against a model; overlaps are refused."""
+
 import itertools
 
 import pytest

@@ -1,3 +1,5 @@
+"""Frames kept until they are acknowledged, against a model; hostile ACKs change nothing."""
+
 from typing import cast
 
 import pytest

@@ -1,3 +1,5 @@
+"""Turns among streams: fair by bytes, and nothing to gain by leaving."""
+
 from hypothesis import given
 from hypothesis import strategies as st
 

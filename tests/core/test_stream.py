@@ -1,3 +1,5 @@
+"""One stream's two halves: what it sends within its credit, and what it takes."""
+
 import pytest
 
 from workers.core import frame

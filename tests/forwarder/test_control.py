@@ -1,3 +1,5 @@
+"""The control socket: requests in pieces, many at once, malformed ones, and clients that leave."""
+
 import json
 import os
 import selectors

@@ -1,3 +1,5 @@
+"""Workers that hang, start slowly or die, as the crew's ticks see them."""
+
 import os
 import selectors
 import signal

@@ -1,3 +1,5 @@
+"""One instance a socket: a dead one's is taken over, a living one's is not."""
+
 import fcntl
 import os
 import socket

@@ -1,3 +1,5 @@
+"""Listening sockets: families, options, and addresses that cannot be had."""
+
 import errno
 import os
 import socket

@@ -1,3 +1,5 @@
+"""Log lines: text and JSON, always one line, never overwritten by what they tell."""
+
 import json
 import logging
 import os

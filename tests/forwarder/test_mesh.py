@@ -1,3 +1,5 @@
+"""The supervisor's rings and arenas: who holds which descriptors, and that none is left over."""
+
 import contextlib
 import os
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+"""Becoming another user: what is dropped, and who may."""
+
 import grp
 import os
 import pwd

@@ -1,3 +1,5 @@
+"""Workers' reports become one status."""
+
 from typing import Literal
 
 import msgspec

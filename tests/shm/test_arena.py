@@ -1,3 +1,5 @@
+"""The arena: slots are handed out, borrowed and returned as a model says, and a double release is found."""
+
 import gc
 import os
 from collections.abc import Iterator

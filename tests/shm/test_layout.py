@@ -1,3 +1,5 @@
+"""The layout of descriptors, rings and arenas: golden bytes, and every size in its class."""
+
 import sys
 
 import pytest

@@ -1,3 +1,5 @@
+"""Rings: what is pushed comes out in order and whole, wake-ups are not lost, and a corrupt count is refused."""
+
 import errno
 import os
 import select

@@ -1,5 +1,6 @@
 """Short connections of every kind, and the ends of long ones: all complete, none stalls, nothing is left open."""
 
+import contextlib
 import hashlib
 import socket
 import struct
@@ -221,6 +222,25 @@ def test_reset_while_data_waits_reaches_the_other_end(ends: Ends, resets: str, w
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     one.close()
     assert drain_to_reset(other) <= sent
+
+
+def test_reset_right_after_the_start_is_a_reset_to_the_service(pair: Pair) -> None:
+    """The stream is over before the target is connected: a service that sees the connection at all sees it reset."""
+    with pair.listen() as listener:
+        for _ in range(AT_ONCE):
+            application = pair.connect()
+            application.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            application.close()
+        listener.settimeout(1.0)
+        seen = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                service, _ = listener.accept()
+                service.settimeout(OPERATION_S)
+                with service, pytest.raises(ConnectionResetError):
+                    service.recv(1)
+                seen += 1
+        assert 0 < seen <= AT_ONCE
 
 
 @pytest.mark.parametrize("resets", ["application", "service"])

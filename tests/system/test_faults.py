@@ -256,7 +256,7 @@ def test_stripe_reset_every_second_harms_no_byte(link: Lab) -> None:
             resets += link.reset(open_now[resets * 3 % len(open_now)])
             time.sleep(1)
             assert resets < 40, f"too slow: {exchanges}{pair.logs()}"
-        assert [exchange.outcome for exchange in exchanges] == [WHOLE] * 2, exchanges
+        assert [exchange.outcome for exchange in exchanges] == [WHOLE] * 2, f"{exchanges}{pair.logs()}"
         assert resets >= 3
 
 
@@ -274,7 +274,7 @@ def test_link_black_for_five_seconds_harms_no_byte(link: Lab) -> None:
             link.restore()
         assert None in {exchange.outcome for exchange in exchanges}
         traffic.wait(exchanges, 30)
-        assert [exchange.outcome for exchange in exchanges] == [WHOLE] * 2, exchanges
+        assert [exchange.outcome for exchange in exchanges] == [WHOLE] * 2, f"{exchanges}{pair.logs()}"
 
 
 def test_stripe_that_goes_black_for_good_harms_no_byte(link: Lab) -> None:

@@ -111,7 +111,11 @@ def test_connections_are_listed_with_their_bytes() -> None:
         with tcp(lab, 6) as (client, server):
             client.sendall(bytes(10_000))
             server.recv(10_000, socket.MSG_WAITALL)
+            deadline = time.monotonic() + 2
             (connection,) = lab.connections()
+            while not connection.bytes[0] > 10_000 > connection.bytes[1] > 0 and time.monotonic() < deadline:
+                time.sleep(0.02)
+                (connection,) = lab.connections()
             assert (connection.protocol, connection.client) == ("tcp", client.getsockname()[:2])
             assert connection.server == server.getsockname()[:2]
             assert connection.bytes[0] > 10_000 > connection.bytes[1] > 0

@@ -9,7 +9,7 @@ from bisect import bisect_right
 
 from workers.core.errors import RemoteProtocolError
 
-MAX_GAPS = 65_536
+MAX_GAPS = 8192
 EARLIER = 1024
 
 

@@ -23,36 +23,55 @@ def reserve_bytes(window: int) -> int:
 
 
 class CreditPool:
-    """What one worker may promise to all peers together, in bytes of arena."""
+    """What may be promised to all peers together, in bytes of arena; a session's pool takes it from its worker's.
 
-    __slots__ = ("reserved", "total")
+    Windows grow only into three quarters of a pool: the rest is for new streams.
+    """
 
-    def __init__(self, total: int) -> None:
+    __slots__ = ("_worker", "reserved", "total")
+
+    def __init__(self, total: int, worker: "CreditPool | None" = None) -> None:
         self.total = total
         self.reserved = 0
+        self._worker = worker
+
+    def for_session(self) -> "CreditPool":
+        """A session's part: at most two thirds, so that no session takes everything."""
+        return CreditPool(self.total * 2 // 3, self)
 
     def reserve(self, amount: int) -> bool:
         """Take `amount`; False and nothing taken if the pool is short."""
-        if self.reserved + amount > self.total:
+        if self.reserved + amount > self.total or (self._worker is not None and not self._worker.reserve(amount)):
+            return False
+        self.reserved += amount
+        return True
+
+    def reserve_growth(self, amount: int) -> bool:
+        """Take `amount` for a larger window; False and nothing taken where that would leave too little."""
+        if 4 * (self.reserved + amount) > 3 * self.total:
+            return False
+        if self._worker is not None and not self._worker.reserve_growth(amount):
             return False
         self.reserved += amount
         return True
 
     def give_back(self, amount: int) -> None:
-        """Return what `reserve` took."""
+        """Return what `reserve` and `reserve_growth` took."""
         self.reserved -= amount
         assert self.reserved >= 0
+        if self._worker is not None:
+            self._worker.give_back(amount)
 
 
 class ReceiveWindow:
     """One stream's credit, as its receiver grants it. Reserves from the pool; `close` gives back."""
 
     __slots__ = (
-        "_cap",
         "_grown_at",
         "_mark",
         "_mark_us",
         "_pool",
+        "cap",
         "consumed",
         "consumed_frames",
         "credit",
@@ -63,7 +82,7 @@ class ReceiveWindow:
     def __init__(self, pool: CreditPool, cap: int, now_us: int) -> None:
         """The caller has reserved reserve_bytes(INITIAL_WINDOW) from the pool."""
         self._pool = pool
-        self._cap = cap
+        self.cap = cap
         self._grown_at = 0
         self._mark = 0
         self._mark_us = now_us
@@ -103,8 +122,8 @@ class ReceiveWindow:
         return self._grow()
 
     def _grow(self) -> bool:
-        window = min(2 * self.window, self._cap)
-        if window > self.window and self._pool.reserve(reserve_bytes(window) - reserve_bytes(self.window)):
+        window = min(2 * self.window, self.cap)
+        if window > self.window and self._pool.reserve_growth(reserve_bytes(window) - reserve_bytes(self.window)):
             self.window = window
             return True
         return False

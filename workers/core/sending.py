@@ -25,6 +25,7 @@ class Sending:
         self.streams: dict[int, Stream] = {}
         self.paths: dict[tuple[int, int, int], Path] = {}
         self.bytes_out = 0
+        self.kept_bytes = 0
         self.reinjected_bytes = 0
         self.answers: deque[bytes] = deque()
         self.acks: deque[Stream] = deque()
@@ -113,6 +114,7 @@ class Sending:
         frame.HEADER.pack_into(header, 0, frame.DATA, flags, 0, stream.peer_serial, stream.flow, kept.offset)
         self.turns.charge(stream, length)
         self.bytes_out += length
+        self.kept_bytes += length
         return kept
 
     def on_fin(self, stream: Stream) -> None:

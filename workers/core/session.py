@@ -26,7 +26,7 @@ from workers.core.stream import ACK_DELAY_US, FIN_PIECE, FIN_SENT, Stream
 
 TOMBSTONE_US = 60_000_000
 """How long a finished stream is remembered, to answer a FIN whose ACK was lost. After that the answer is RESET."""
-MAX_OPENERS = 1024
+MAX_OPENERS = 128
 """Workers of the other end, dead ones included, whose streams are remembered; the least recent goes."""
 
 Owner = tuple[int, int, int]
@@ -85,6 +85,7 @@ class SessionShare(Sending):
         self.total_streams = self.reset_streams = 0
         self.bytes_in = 0
         self.duplicate_bytes = 0
+        self.refused_streams = 0
         self.draining = False
         self._finished: dict[int, tuple[int, int]] = {}
         self._clock_us = 0
@@ -123,6 +124,7 @@ class SessionShare(Sending):
         full = self.draining or len(self.streams) >= self.max_streams
         if full or not self.pool.reserve(reserve_bytes(INITIAL_WINDOW)):
             reason = Reason.SHUTDOWN if self.draining else Reason.OVERLOAD
+            self.refused_streams += not self.draining
             self.answer(frame.pack(frame.RESET, 0, 0, flow, reason))
             return None
         stream = Stream(flow, 0, self.pool, self.window_cap, now_us)
@@ -261,14 +263,18 @@ class SessionShare(Sending):
         for kept in newly:
             self._settle(kept, now_us)
             if kept.kind == frame.DATA:
-                self.shell.release(kept.slot)
-        all_received = newly and not len(stream.sent)
-        unblocked = stream.take_credit(ack) or all_received
+                self._release(kept)
+        all_received = not len(stream.sent)
+        unblocked = stream.take_credit(ack) or (newly and all_received)
         if unblocked and self._blocked.pop(stream.flow, None) is not None and stream.readable:
             self.turns.add(stream)
         if all_received and stream.state in FIN_SENT:
             stream.on(Input.FIN_ACKED)
             self._finish_if_closed(stream)
+
+    def _release(self, kept: SentFrame) -> None:
+        self.kept_bytes -= kept.length
+        self.shell.release(kept.slot)
 
     def _on_reset(self, stream: Stream | None, header: Header) -> None:
         seen = frame.pack_ack(frame.RESET_SEEN, 0, header.flow, frame.Ack(0, 0, 0, ()))
@@ -295,7 +301,7 @@ class SessionShare(Sending):
         self._blocked.pop(stream.flow, None)
         for kept in stream.sent.clear():
             if kept.kind == frame.DATA:
-                self.shell.release(kept.slot)
+                self._release(kept)
         for piece in stream.received.clear():
             if piece is not FIN_PIECE:
                 self.shell.discard(piece)

@@ -7,7 +7,7 @@ credit of both, and one state (`workers.core.state`). It decides nothing about p
 from typing import Any
 
 from workers.core import frame
-from workers.core.credit import INITIAL_FRAMES, INITIAL_WINDOW, CreditPool, ReceiveWindow
+from workers.core.credit import INITIAL_FRAMES, INITIAL_WINDOW, CreditPool, ReceiveWindow, frames_allowed
 from workers.core.errors import RemoteProtocolError
 from workers.core.path import Path
 from workers.core.reorder import ReorderBuffer
@@ -112,6 +112,8 @@ class Stream:
         left = self.credit - sent.next_offset
         if left <= 0 or self.frames_sent >= self.frames_allowed or self.state not in SEND_OPEN:
             return 0
+        if len(sent) >= frames_allowed(self.window.cap):
+            return 0
         if left >= frame_bytes:
             return frame_bytes
         if left < self.peer_window >> 2 and len(sent):
@@ -176,11 +178,12 @@ class Stream:
         return frame.pack_ack(0, self.peer_serial, self.flow, frame.Ack(edge, credit, frames, ranges))
 
     def take_credit(self, ack: frame.Ack) -> bool:
-        """Note what the peer allows; True if that is more than before."""
+        """Note what the peer allows, up to what a window may be here; True if that is more than before."""
         grown = False
-        if ack.credit > self.credit:
-            self.credit = ack.credit
-            self.peer_window = max(self.peer_window, ack.credit - ack.received)
+        credit = min(ack.credit, ack.received + self.window.cap)
+        if credit > self.credit:
+            self.credit = credit
+            self.peer_window = max(self.peer_window, credit - ack.received)
             grown = True
         if ack.frames > self.frames_allowed:
             self.frames_allowed = ack.frames

@@ -33,7 +33,11 @@ class ClientSession(Session):
         was_ours = self.stripes.get(stripe.index) is stripe
         super().on_stripe_lost(stripe, why)
         if was_ours and self.dialler is not None:
-            self.dialler.on_stripe_lost(stripe.index)
+            self.dialler.on_stripe_lost(stripe.index, (clock_us() - stripe.up_since_us) / 1e6, why)
+
+    def _hand_in(self, worker: int, header: frame.Header, slot: int, view: memoryview) -> None:
+        self.exchange.last_guest_us = clock_us()
+        super()._hand_in(worker, header, slot, view)
 
 
 class ClientTunnel:

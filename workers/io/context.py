@@ -41,6 +41,7 @@ class Context:
     roster: dict[int, int]
     gone: list[tuple[int, int]] = field(default_factory=list)
     draining: bool = False
+    sessions: int = 0
 
     def roster_ids(self) -> tuple[WorkerId, ...]:
         """The roster as handshakes carry it."""

@@ -28,6 +28,10 @@ from workers.settings import Key, StripeClientTunnel
 CONCURRENT = 32
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.1, 2.0
 """The longest pause is short: a server that comes back is found within 3 s."""
+YOUNG_S = 5.0
+"""A stripe lost at this age is as good as a failed dial: a server may accept a handshake and then drop the stripe."""
+SETTLED_S = 1.0
+"""Failures are over when a stripe has stayed up for so long."""
 
 log = logging.getLogger("forwarder.dial")
 
@@ -48,8 +52,10 @@ class Dialler:
         self._missing: deque[int] = deque(self._own)
         self._dialling: set[int] = set()
         self._failures = 0
+        self._failing_since_us = 0
         self._next_dial_s = 0.0
-        self._idle_since_us: int | None = None
+        self._paused_until_s = 0.0
+        self._used_us = clock_us()
         self._shrunk = False
         self._wake = Event()
         self._stopped = False
@@ -65,22 +71,24 @@ class Dialler:
         """Dials on their way."""
         return len(self._dialling)
 
-    def on_stripe_lost(self, index: int) -> None:
-        """Replace a stripe, unless the pool is shrunk or draining."""
-        if self._shrunk and index != self._own[0]:
+    def _wants(self, index: int) -> bool:
+        return not self._stopped and (not self._shrunk or index == self._own[0])
+
+    def on_stripe_lost(self, index: int, age_s: float, why: str) -> None:
+        """Replace a stripe, unless the pool is shrunk, or the stripe that replaces it is on its way."""
+        if not self._wants(index) or index in self._dialling:
             return
-        self._missing.append(index)
+        if age_s < YOUNG_S:
+            self._on_failure(index, f"lost {age_s:.1f} s after the handshake: {why}")
+        else:
+            self._missing.append(index)
         self._wake.set()
 
     def on_stream_opened(self) -> None:
         """Grow back to the full number of stripes."""
-        self._idle_since_us = None
+        self._used_us = clock_us()
         if self._shrunk:
-            self._shrunk = False
-            self._missing.extend(
-                index for index in self._own if index not in self._session.stripes and index not in self._missing
-            )
-            self._wake.set()
+            self._grow()
 
     def stop(self) -> None:
         """Dial no more."""
@@ -113,21 +121,28 @@ class Dialler:
         except (OSError, RemoteProtocolError) as error:
             why = str(error) or type(error).__name__
         self._dialling.discard(index)
-        if why is None:
-            if self._failures:
-                log.info("reconnected tunnel=%s server=%s", self._tunnel.name, self._tunnel.remote_end)
-            self._failures = 0
-        else:
+        if why is not None:
             self._on_failure(index, why)
         self._wake.set()
 
     def _on_failure(self, index: int, why: str) -> None:
+        """Pause before the next dial. What fails during a pause has the same cause and makes it no longer."""
+        if self._wants(index):
+            self._missing.append(index)
+        now_s = self._context.loop.now()
+        if now_s < self._paused_until_s:
+            return
         if not self._failures:
+            self._failing_since_us = clock_us()
             log.warning("cannot connect tunnel=%s server=%s reason=%s", self._tunnel.name, self._tunnel.remote_end, why)
         pause_s = min(BACKOFF_MIN_S * 2 ** min(self._failures, 10), BACKOFF_MAX_S)
         self._failures += 1
-        self._next_dial_s = self._context.loop.now() + pause_s * random.uniform(0.5, 1.0)
-        self._missing.append(index)
+        self._next_dial_s = self._paused_until_s = now_s + pause_s * random.uniform(0.5, 1.0)
+
+    def _on_settled(self) -> None:
+        log.info("reconnected tunnel=%s server=%s", self._tunnel.name, self._tunnel.remote_end)
+        self._failures = 0
+        self._wake.set()
 
     def _connect(self, index: int) -> None:
         tunnel, context = self._tunnel, self._context
@@ -150,7 +165,7 @@ class Dialler:
             connected = plain_socket.socket(fileno=sock.detach())
         finally:
             sock.close()
-        if self._stopped:
+        if not self._wants(index):
             connected.close()
             return
         stripe = make_stripe(context, tunnel, connected, index, record_keys(context, handshake.split()))
@@ -180,27 +195,44 @@ class Dialler:
         stripe.start(session, leftover)
 
     def on_time(self, now_us: int) -> None:
-        """Rotate old stripes, and shrink the pool of an idle session."""
+        """Notice that failures are over, rotate old stripes, shrink the pool while nobody uses it."""
         session = self._session
+        if self._failures and any(
+            stripe.up_since_us > self._failing_since_us and now_us - stripe.up_since_us > SETTLED_S * 1e6
+            for stripe in session.stripes.values()
+        ):
+            self._on_settled()
         rotate_s = self._tunnel.rotate_after_s
-        if rotate_s is not None:
-            for stripe in session.stripes.values():
-                due = (now_us - stripe.up_since_us) > rotate_s * 1e6
-                if due and stripe.index not in self._dialling and len(self._dialling) < CONCURRENT:
-                    self._dialling.add(stripe.index)
-                    gevent.spawn(self._dial, stripe.index)
-                    break
-        if session.share.streams:
-            self._idle_since_us = None
-        elif self._idle_since_us is None:
-            self._idle_since_us = now_us
-        elif not self._shrunk and now_us - self._idle_since_us > self._tunnel.idle_timeout_s * 1e6:
+        if rotate_s is not None and self._context.loop.now() >= self._paused_until_s:
+            self._rotate(now_us - int(rotate_s * 1e6))
+        self._used_us = now_us if session.share.streams else max(self._used_us, session.exchange.last_guest_us)
+        is_idle = now_us - self._used_us > self._tunnel.idle_timeout_s * 1e6
+        if is_idle and not self._shrunk:
             self._shrink()
+        elif self._shrunk and not is_idle:
+            self._grow()
+
+    def _rotate(self, before_us: int) -> None:
+        """Replace one stripe that is older, the new one first."""
+        for stripe in self._session.stripes.values():
+            is_due = stripe.up_since_us < before_us and stripe.index not in self._dialling
+            if is_due and len(self._dialling) < CONCURRENT:
+                self._dialling.add(stripe.index)
+                gevent.spawn(self._dial, stripe.index)
+                break
 
     def _shrink(self) -> None:
         self._shrunk = True
-        self._missing.clear()
+        self._missing = deque(index for index in self._own[:1] if index not in self._session.stripes)
         for index in self._own[1:]:
             stripe = self._session.stripes.get(index)
             if stripe is not None:
                 stripe.fail("idle")
+        self._wake.set()
+
+    def _grow(self) -> None:
+        self._shrunk = False
+        self._missing.extend(
+            index for index in self._own if index not in self._session.stripes and index not in self._missing
+        )
+        self._wake.set()

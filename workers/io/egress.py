@@ -16,6 +16,7 @@ from workers.io.endpoint import Endpoint
 from workers.io.exchange import Exchange, RemoteStripes
 from workers.io.stripe import Stripe
 from workers.shm.arena import Side
+from workers.shm.layout import EGRESS_BYTES
 
 PUMP_FRAMES = 64
 """Frames sent in one turn of the event loop, so that reading gets its turn."""
@@ -194,7 +195,9 @@ class Egress:
             share.on_blocked(stream, clock_us())
             endpoint.pause()
             return None
-        slot = memory.arena.allocate(size + frame.HEADER_BYTES, Side.EGRESS)
+        slot = -1
+        if share.kept_bytes < EGRESS_BYTES // (1 + self._context.sessions):
+            slot = memory.arena.allocate(size + frame.HEADER_BYTES, Side.EGRESS)
         if slot < 0:
             memory.starved = True
             share.on_drained(stream)

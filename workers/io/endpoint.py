@@ -244,9 +244,3 @@ class ResetWatch:
             endpoint = self._endpoints.get(fd)
             if endpoint is not None:
                 endpoint.check()
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._watcher.stop()
-        self._watcher.close()
-        self._epoll.close()

@@ -7,12 +7,13 @@ it (`workers.io.mesh`). A worker holds few unsent frames of another, so that the
 from collections import deque
 
 from workers.core import frame
+from workers.core.pace import FRAME_INITIAL, FRAME_MIN
 from workers.core.path import Path
 from workers.core.session import Owner, SessionShare
 from workers.io import mesh
 from workers.io.context import Context, clock_us
 from workers.io.mesh import Descriptor, Peer
-from workers.io.stripe import FRAME_INITIAL, FRAME_MIN, Stripe
+from workers.io.stripe import Stripe
 from workers.settings import StripeTunnel
 from workers.shm.arena import Side
 
@@ -45,7 +46,10 @@ class RemoteStripes:
 
 
 class Exchange:
-    """One session's part of the mesh. `stripes` are this worker's, by index; they belong to the session."""
+    """One session's part of the mesh. `stripes` are this worker's, by index; they belong to the session.
+
+    `last_guest_us` is when they were last of use to another worker.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class Exchange:
         key: int,
     ) -> None:
         self.guests: deque[tuple[Peer, int, int, int, int, int]] = deque()
+        self.last_guest_us = 0
         self._context = context
         self._tunnel = tunnel
         self._share = share
@@ -126,6 +131,7 @@ class Exchange:
         kind, _, _, slot, _, flow, offset, length, carrier, value, _ = descriptor
         remote = self.remote(peer)
         if kind == mesh.OUT:
+            self.last_guest_us = clock_us()
             self.guests.append((peer, slot, length, flow, offset, value))
         elif kind == mesh.BOUND:
             self._on_bound(remote, descriptor)
@@ -182,7 +188,7 @@ class Exchange:
         _, sent, _, slot, _, flow, offset, size, carrier, generation, kind = descriptor
         share = self._share
         remote.outstanding = max(remote.outstanding - 1, 0)
-        if not self._context.memory.arena.give_back(slot, remote.peer.slot):
+        if not self._context.memory.give_back(slot, remote.peer.slot):
             self._context.mesh.dropped_descriptors += 1
             return
         path = None

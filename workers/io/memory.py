@@ -53,6 +53,15 @@ class Memory:
             self.starved = False
             self.on_room()
 
+    def give_back(self, slot: int, borrower: int) -> bool:
+        """A worker returns a slot of ours; False if it has not borrowed it."""
+        if not self.arena.give_back(slot, borrower):
+            return False
+        if self.starved and self.on_room is not None:
+            self.starved = False
+            self.on_room()
+        return True
+
     def free(self, piece: Piece) -> None:
         """The payload was used or dropped."""
         piece.view.release()

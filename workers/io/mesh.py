@@ -22,14 +22,13 @@ drains and has no streams left. `tunnel` is the tunnel's index. Unknown kinds, a
 are counted and dropped.
 """
 
-import logging
 from collections import deque
 from typing import Any, Protocol
 
 from workers.boot import PeerFds
 from workers.io.memory import Memory
 from workers.shm.arena import ArenaView
-from workers.shm.ring import RingConsumer, RingCorrupt, RingProducer
+from workers.shm.ring import RingConsumer, RingProducer
 
 OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE, STALLED = range(1, 12)
 
@@ -38,8 +37,6 @@ TAKE = 256
 """Descriptors taken in one turn, so that sockets get theirs."""
 
 Descriptor = tuple[int, int, int, int, int, int, int, int, int, int, int]
-
-log = logging.getLogger("forwarder.mesh")
 
 
 class MeshHandler(Protocol):
@@ -196,21 +193,8 @@ class Mesh:
             return
         more = True
         while more:
-            try:
-                descriptors = peer.consumer.take(TAKE)
-            except RingCorrupt as error:
-                log.error("ring is corrupt peer=%d reason=%s", peer.slot, error)
-                return
+            descriptors = peer.consumer.take(TAKE)
             for descriptor in descriptors:
                 handler.on_descriptor(peer, descriptor)
             more = everything and bool(descriptors)
         handler.on_turn_end()
-
-    def close(self) -> None:
-        """Part with everybody."""
-        for slot in list(self.peers):
-            peer = self.peers.pop(slot)
-            watcher = self._watchers.pop(slot)
-            watcher.stop()
-            watcher.close()
-            peer.close()

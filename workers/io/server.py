@@ -35,6 +35,11 @@ READ = 1
 MAX_PENDING = 1024
 """Unauthenticated connections a tunnel and worker; past it the oldest goes."""
 MAX_PENDING_PER_ADDRESS = 256
+REASONS = {errno.ECONNREFUSED: Reason.REFUSED, errno.EMFILE: Reason.OVERLOAD}
+MAX_STRIPES = 4096
+"""What a session may have: the most that a client's somaxconn can be."""
+HANDOVER = struct.Struct("=H")
+"""In front of the bytes of message 1 in an inbox: the tunnel's index. The connection comes along as SCM_RIGHTS."""
 
 log = logging.getLogger("forwarder.server")
 
@@ -141,6 +146,8 @@ class Pending:
         tunnel.on_proven(self)
         session = tunnel.session_for(self._handshake.key_index, self._handshake.key_id, hello.session_id)
         if session is None:
+            if not tunnel.context.draining:
+                tunnel.warn(f"too many sessions, {self.address} is refused")
             sockets.close_with_reset(self.sock)
             return
         stripe = tunnel.make_stripe(self.sock, hello.carrier_index, keys)
@@ -149,12 +156,12 @@ class Pending:
         stripe.owner, stripe.gone_told = session, self._gone_told
         session.peer_text = self.address
         session.on_far_roster({int(slot): serial for slot, serial in hello.roster}, hello.boot_id)
-        session.add_stripe(stripe)
         try:
-            session.on_frame(stripe, -1, first)
+            session.on_frame(stripe, -1, first)  # its answer goes first: a larger record would not be believed yet
         except RemoteProtocolError as error:
             stripe.fail(str(error))
             return
+        session.add_stripe(stripe)
         stripe.start(session, leftover)
         session.on_turn_end()
 
@@ -165,7 +172,7 @@ class Pending:
 
 
 class ServerSession(Session):
-    """A session whose streams are connected to the target. `last_used_us`: for its end."""
+    """A session whose streams are connected to the target."""
 
     def opened(self, stream: Stream) -> None:
         """See Shell."""
@@ -180,17 +187,11 @@ class ServerSession(Session):
             sock = target.connect(tunnel.target, tunnel.connect_timeout_s)
         except OSError as error:
             log.info("target refuses tunnel=%s target=%s reason=%s", tunnel.name, tunnel.target, error)
-            refused = error.errno == errno.ECONNREFUSED
-            self.share.reset_stream(stream, Reason.REFUSED if refused else Reason.UNREACHABLE)
+            self.share.reset_stream(stream, REASONS.get(error.errno or 0, Reason.UNREACHABLE))
             self.egress.pump()
             return
         if endpoint.closed:
             sock.close()
-            return
-        if sockets.is_of_reserve(sock):
-            sock.close()
-            self.share.reset_stream(stream, Reason.OVERLOAD)
-            self.egress.pump()
             return
         endpoint.attach(self.context.loop, sock)
         self.on_turn_end()
@@ -233,6 +234,8 @@ class ServerTunnel:
                 sockets.close_with_reset(sock)
                 return
             self.forget(next(iter(self._pending)))
+            reserved, sock = sock, sock.dup()  # to the number just freed: numbers tell what is left
+            reserved.close()
         sock.setblocking(False)
         self.admit(sock, str(address[0]).removeprefix("::ffff:")).start()
 
@@ -276,6 +279,8 @@ class ServerTunnel:
         allowed = self.context.settings.keys[key_index].tunnels
         if hello.tunnel != self.tunnel.name or (allowed is not None and hello.tunnel not in allowed):
             raise RemoteProtocolError(f"tunnel {hello.tunnel!r} is not for this key here")
+        if hello.carrier_index >= MAX_STRIPES:
+            raise RemoteProtocolError(f"stripe {hello.carrier_index} of at most {MAX_STRIPES}")
 
     def hand_over(self, pending: Pending, worker: int, received: bytes) -> bool:
         """Give the connection and its first bytes to the worker that owns it; False if that fails."""
@@ -299,6 +304,10 @@ class ServerTunnel:
         except OSError:
             sock.close()
             return
+        if sockets.is_of_reserve(sock):
+            self._acceptor.warn("few descriptors are left")
+            sockets.close_with_reset(sock)
+            return
         pending = self.admit(sock, address)
         pending.start()
         pending.receive(received)
@@ -310,9 +319,13 @@ class ServerTunnel:
         try:
             return make_stripe(self.context, self.tunnel, sock, index, keys)
         except OSError as error:
-            log.debug("stripe lost tunnel=%s index=%d reason=%s", self.tunnel.name, index, error)
+            self.warn(f"cannot set up a stripe: {error}")
             sock.close()
             return None
+
+    def warn(self, reason: str) -> None:
+        """Log why genuine clients' stripes are refused, now and then."""
+        self._acceptor.warn(reason)
 
     def session_for(self, key_index: int, key_id: str, session_id: int) -> ServerSession | None:
         """The session that a stripe belongs to, new if need be; None if there are too many."""
@@ -388,7 +401,3 @@ class ServerTunnel:
     def count_open(self) -> dict[str, int]:
         """What must be level when nothing goes on."""
         return {"pending": len(self._pending)}
-
-
-HANDOVER = struct.Struct("=H")
-"""In front of the bytes of message 1 in an inbox: the tunnel's index. The connection comes along as SCM_RIGHTS."""

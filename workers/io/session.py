@@ -30,6 +30,9 @@ DEAD_US = 25_000_000
 """A stripe that heard nothing for so long is dead."""
 GONE_STRIPES = 3
 """A worker's death is told on so many stripes; whoever misses it learns of it in the next handshake."""
+GONE_BURST = 64
+"""Deaths of the other end's workers believed at once; ten a second after that."""
+WARN_US = 10_000_000
 PROBED = 32
 """Stripes asked at once after another one stalled."""
 
@@ -52,7 +55,7 @@ class Session:
             context.slot,
             context.serial,
             self,
-            context.credit,
+            context.credit.for_session(),
             tunnel.window_max_bytes,
             max_streams,
         )
@@ -64,11 +67,15 @@ class Session:
         self.far_roster: dict[int, int] = {}
         self.far_boot = 0
         self.far_draining = False
+        self._far_gone: dict[int, int] = {}
+        self._gone_left = GONE_BURST
+        self._refused = self._warned_us = 0
         self._rtt_us = 0
         self._owners: list[Owner] = []
         self._next_owner = 0
         self._generation = 0
         self._dirty: list[Endpoint] = []
+        context.sessions += 1
 
     # Stripes come and go
 
@@ -230,24 +237,33 @@ class Session:
     def _on_carrier_frame(self, stripe: Stripe, header: frame.Header, now_us: int) -> None:
         kind = header.kind
         if kind == frame.PING:
-            stripe.send(frame.pack(frame.PONG, 0, 0, 0, header.offset))
+            stripe.pong(header.offset)
         elif kind == frame.PONG:
             stripe.pinged_us = 0
         elif kind == frame.GONE:
-            self.on_far_worker_gone(header.offset & 0xFF, header.serial)
-            self.exchange.tell_all(mesh.GONE, value=(header.offset & 0xFF) << 32 | header.serial)
-        elif kind == frame.DRAIN:
+            self._on_gone(header.offset, header.serial)
+        elif kind == frame.DRAIN and not self.far_draining:
             self.far_draining = True
-            self.exchange.tell_all(mesh.DRAIN)
+            self.exchange.tell_all(mesh.DRAIN, flow=self.far_boot)
 
-    def on_far_worker_gone(self, slot: int, serial: int) -> None:
-        """A worker of the other end is dead."""
+    def _on_gone(self, slot: int, serial: int) -> None:
+        """A worker of the other end is dead, as its other workers say. Raises RemoteProtocolError if too many are."""
+        known = self._far_gone.get(slot)
+        if known is not None and (known - serial) % (1 << 32) < 1 << 31:
+            return  # the same or an older one
+        if slot > 0xFF or not self._gone_left:
+            raise RemoteProtocolError(f"worker {slot} of serial {serial} is gone, and too many before")
+        self._gone_left -= 1
+        self._far_gone[slot] = serial
         self.share.on_peer_gone(slot, serial)
+        self.exchange.tell_all(mesh.GONE, value=slot << 32 | serial)
 
     def on_far_roster(self, roster: dict[int, int], boot_id: int) -> None:
         """What a handshake said of the other end's workers; tell the others if it is news."""
         if boot_id == self.far_boot and roster == self.far_roster:
             return
+        if boot_id != self.far_boot:
+            self._far_gone.clear()
         self.far_boot, self.far_roster = boot_id, dict(roster)
         self.far_draining = False
         self.share.on_roster(roster, boot_id)
@@ -262,13 +278,13 @@ class Session:
         if kind == mesh.IN:
             self._on_handed_in(peer, slot, length)
         elif kind == mesh.GONE:
-            self.on_far_worker_gone(value >> 32, value & 0xFFFFFFFF)
+            self.share.on_peer_gone(value >> 32, value & 0xFFFFFFFF)
         elif kind == mesh.ROSTER:
             if flow != self.far_boot:
                 self.far_boot, self.far_roster, self.far_draining = flow, {}, False
             self.share.on_roster({value >> 32: value & 0xFFFFFFFF}, flow)
         elif kind == mesh.DRAIN:
-            self.far_draining = True
+            self.far_draining = flow == self.far_boot
         else:
             self.exchange.on_descriptor(peer, descriptor)
             if kind == mesh.CARRIERS:
@@ -387,8 +403,17 @@ class Session:
             self._rtt_us = rtt_us
             self._on_stripes_changed()
         self.share.on_time(now_us)
+        self._gone_left = min(self._gone_left + 1, GONE_BURST)
+        if self.share.refused_streams > self._refused:
+            self._warn_of_refused(now_us)
         if self.share.has_work or self.exchange.guests:
             self.egress.pump()
+
+    def _warn_of_refused(self, now_us: int) -> None:
+        if now_us - self._warned_us > WARN_US:
+            count = self.share.refused_streams - self._refused
+            log.warning("no memory left for streams tunnel=%s refused=%d", self.tunnel.name, count)
+            self._refused, self._warned_us = self.share.refused_streams, now_us
 
     def _check_alive(self, stripe: Stripe, now_us: int) -> None:
         silent_us = now_us - stripe.received_us
@@ -425,6 +450,7 @@ class Session:
 
     def close(self, reason: int) -> None:
         """Reset what is left and close the stripes."""
+        self.context.sessions -= 1
         self.share.abandon(reason)
         for stripe in list(self.stripes.values()):
             stripe.fail("session closed")

@@ -6,7 +6,6 @@ import resource
 import socket
 import struct
 import sys
-import termios
 from typing import NamedTuple
 
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
@@ -14,7 +13,7 @@ TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 SIOCOUTQNSD = 0x894B
 """Bytes of a TCP socket not yet sent (linux/sockios.h)."""
 RESERVED_DESCRIPTORS = 32
-"""For dials, for workers that join, and to report."""
+"""Left free by connections, for what does not ask `is_of_reserve`: dials of stripes, workers that join, reports."""
 USER_TIMEOUT_MS = 20_000
 """A stripe whose data stays unacknowledged for so long is dead."""
 
@@ -26,20 +25,19 @@ _CLOSE_NORMALLY = struct.pack("=ii", 0, 0)
 _TCP_INFO_BYTES = 168
 _RTT = struct.Struct("=I")
 _RTT_AT, _MSS_AT, _CWND_AT, _UNACKED_AT, _RETRANS_AT, _SEGS_OUT_AT = 68, 16, 80, 24, 100, 136
-_BYTES_ACKED_AT, _DELIVERY_RATE_AT, _APP_LIMITED_AT = 120, 160, 7
+_DELIVERY_RATE_AT, _APP_LIMITED_AT = 160, 7
 _TIMEOUTS_AT = 2
 _U64 = struct.Struct("=Q")
 
 
 class TcpInfo(NamedTuple):
-    """A few fields of TCP_INFO. `loss`: retransmitted share of all segments. `rate_bps`: bits a second.
+    """A few fields of TCP_INFO. `loss`: retransmitted share of all segments. `*_rate_bps`: bits a second.
 
     `timeouts`: retransmission timeouts in a row, since something was acknowledged.
     """
 
     rtt_us: int
     unacked_bytes: int
-    acked_bytes: int
     window_rate_bps: float
     delivery_rate_bps: float
     app_limited: bool
@@ -63,12 +61,10 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
     (unacked,) = _RTT.unpack_from(raw, _UNACKED_AT)
     (retrans,) = _RTT.unpack_from(raw, _RETRANS_AT)
     (segments,) = _RTT.unpack_from(raw, _SEGS_OUT_AT)
-    (acked,) = _U64.unpack_from(raw, _BYTES_ACKED_AT)
     (delivery,) = _U64.unpack_from(raw, _DELIVERY_RATE_AT)
     return TcpInfo(
         rtt_us=rtt_us,
         unacked_bytes=unacked * mss,
-        acked_bytes=acked,
         window_rate_bps=8e6 * cwnd * mss / max(rtt_us, 1),
         delivery_rate_bps=8.0 * delivery,
         app_limited=bool(raw[_APP_LIMITED_AT] & 1),
@@ -80,11 +76,6 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
 def unsent_bytes(sock: socket.socket) -> int:
     """Bytes that wait in the kernel and were not sent once. Raises OSError on a dead socket."""
     return int(_INT.unpack(fcntl.ioctl(sock.fileno(), SIOCOUTQNSD, b"\0\0\0\0"))[0])
-
-
-def arriving_bytes(sock: socket.socket) -> int:
-    """Bytes received and not read yet (FIONREAD)."""
-    return int(_INT.unpack(fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
 
 
 def set_unsent_limit(sock: socket.socket, limit: int) -> None:

@@ -8,29 +8,19 @@ in one call. A stripe owns memory only for a record that is half received or hal
 import socket
 from typing import Any, Protocol
 
+from workers.core import frame
 from workers.core.errors import RemoteProtocolError
+from workers.core.pace import Pace
 from workers.core.path import Path
 from workers.core.record import LENGTH, OVERHEAD, RECORD_HEADER, TAG, Opener, Sealer
 from workers.io import sockets
-from workers.io.memory import FLUSH_BYTES, SCRATCH_BYTES, Memory
+from workers.io.memory import FLUSH_BYTES, OUTBOUND_BYTES, SCRATCH_BYTES, Memory
 from workers.shm.arena import Side
 from workers.status import CarrierStatus
 
 READ, WRITE = 1, 2
-
-UNSENT_INITIAL = 64 << 10
-UNSENT_MIN = 16 << 10
-UNSENT_MAX = 1 << 20
-UNSENT_S = 0.020
-"""A stripe holds at most so many seconds of unsent data: late binding, with enough to bridge a turn of the event
-loop."""
-UNSENT_DRY_S = 0.064
-MORE_SLACK, LESS_SLACK = 1.25, 0.97
-"""A stripe that ran dry before its turn came gets more next time, up to UNSENT_DRY_S; one that did not, less."""
-FRAME_INITIAL = 16 << 10
-FRAME_MIN = 4 << 10
-FRAME_SHARE = 0.8
-"""A frame is at most so much of the unsent data (16 ms, as a rule): short enough not to hold up the others."""
+PENDING_MAX = OUTBOUND_BYTES + (256 << 10)
+"""What may wait for the kernel: one staging buffer, and control frames that do not ask for room."""
 
 
 class StripeOwner(Protocol):
@@ -76,17 +66,15 @@ class Stripe:
         "_low_water",
         "_memory",
         "_opener",
+        "_owed_pong",
+        "_pace",
         "_pending",
-        "_rate_bps",
         "_read_watcher",
         "_sealer",
-        "_slack_s",
         "_staging",
-        "_unsent_limit",
         "_waited",
         "_write_watcher",
         "_writing",
-        "acked_bytes",
         "bytes_in",
         "bytes_out",
         "closed",
@@ -121,34 +109,24 @@ class Stripe:
         self.sock = sock
         self.index = index
         self._sealer, self._opener = keys
-        self._memory = memory
-        self._staging = staging
+        self._memory, self._staging = memory, staging
         self.owner: StripeOwner | None = None
         self.path: Path | None = None
         self.far: tuple[int, int, int] | None = None
-        self.closed = False
-        self.in_ready = False
-        self.stalled = False
-        self.acked_bytes = 0
-        self.gone_told = 0
-        self.used = False
-        self.frame_bytes = min(FRAME_INITIAL, frame_max_bytes)
+        self.closed = self.in_ready = self.stalled = self.used = False
+        self._waited = self._writing = False
+        self._pace = Pace(frame_max_bytes)
+        self.frame_bytes = self._pace.frame_bytes
         self.info: sockets.TcpInfo | None = None
-        self.bytes_in = self.bytes_out = 0
+        self.bytes_in = self.bytes_out = self.gone_told = self.pinged_us = 0
         self.up_since_us = self.received_us = now_us
-        self.pinged_us = 0
-        self._rate_bps = 0.0
-        self._slack_s = UNSENT_S
         self._low_water = 1
-        self._waited = False
-        self._unsent_limit = UNSENT_INITIAL
-        sockets.set_unsent_limit(sock, UNSENT_INITIAL)
-        self._budget = 0
+        sockets.set_unsent_limit(sock, self._pace.unsent_limit)
+        self._budget = self._filled = 0
         self._head = b""
         self._body: memoryview | None = None
-        self._filled = 0
         self._pending: memoryview | None = None
-        self._writing = False
+        self._owed_pong: int | None = None
         self._read_watcher = loop.io(sock.fileno(), READ)
         self._write_watcher = loop.io(sock.fileno(), WRITE)
 
@@ -163,8 +141,7 @@ class Stripe:
     # Ingress
 
     def _on_readable(self) -> None:
-        memory = self._memory
-        inbound = memory.inbound
+        inbound = self._memory.inbound
         body = self._body
         try:
             if body is None:
@@ -274,9 +251,8 @@ class Stripe:
             unsent += self._staging.fill
         if self._waited:
             self._waited = False
-            slack_s = self._slack_s * (LESS_SLACK if unsent else MORE_SLACK)
-            self._slack_s = min(max(slack_s, UNSENT_S), UNSENT_DRY_S)
-        self._budget = self._unsent_limit - unsent
+            self._pace.on_turn(unsent)
+        self._budget = self._pace.unsent_limit - unsent
         if self._budget > 0:
             return True
         self._await_room()
@@ -300,6 +276,13 @@ class Stripe:
         if staging.fill >= FLUSH_BYTES:
             self.flush()
 
+    def pong(self, clock: int) -> None:
+        """Answer a PING, or the latest of them when the kernel takes data again."""
+        if self._pending is None:
+            self.send(frame.pack(frame.PONG, 0, 0, 0, clock))
+        else:
+            self._owed_pong = clock
+
     def flush(self) -> None:
         """Give all staged records to the kernel; keep what it does not take."""
         staging = self._staging
@@ -311,6 +294,8 @@ class Stripe:
             return
         if self._pending is not None:
             self._pending = memoryview(bytes(self._pending) + bytes(records))
+            if len(self._pending) > PENDING_MAX:
+                self.fail("the peer reads nothing")
             return
         sent = self._write(records)
         if 0 <= sent < len(records):
@@ -344,6 +329,9 @@ class Stripe:
                 self._pending = pending[sent:]
                 return
             self._pending = None
+            if self._owed_pong is not None:
+                owed, self._owed_pong = self._owed_pong, None
+                self.pong(owed)
         self._writing = False
         self._write_watcher.stop()
         self._budget = 0
@@ -359,20 +347,11 @@ class Stripe:
         if info is None:
             return
         self.stalled = info.timeouts > 0
-        rate = info.delivery_rate_bps
-        if info.app_limited:
-            rate = max(rate, min(info.window_rate_bps, 2 * self._rate_bps or info.window_rate_bps))
-        self._rate_bps = rate
-        unsent = rate / 8 * self._slack_s
-        size = FRAME_MIN
-        while size < frame_max_bytes and 2 * size <= unsent * FRAME_SHARE:
-            size *= 2
-        self.frame_bytes = min(size, frame_max_bytes)
-        limit = int(min(max(unsent, UNSENT_MIN), UNSENT_MAX))
-        if not 3 * self._unsent_limit < 4 * limit < 5 * self._unsent_limit:
-            self._unsent_limit = limit
+        changed = self._pace.on_sample(info.delivery_rate_bps, info.window_rate_bps, info.app_limited, frame_max_bytes)
+        self.frame_bytes = self._pace.frame_bytes
+        if changed:
             try:
-                sockets.set_unsent_limit(self.sock, limit)
+                sockets.set_unsent_limit(self.sock, self._pace.unsent_limit)
             except OSError as error:
                 self.fail(str(error))
 
@@ -388,7 +367,7 @@ class Stripe:
             state="up",
             rtt_ms=info.rtt_us / 1000 if info else 0.0,
             loss=info.loss if info else 0.0,
-            rate_bps=self._rate_bps,
+            rate_bps=self._pace.rate_bps,
             in_flight_bytes=info.unacked_bytes if info else 0,
             age_s=(now_us - self.up_since_us) / 1e6,
             bytes_in=self.bytes_in,

@@ -1,5 +1,6 @@
 """Connecting to the service behind a tunnel, in a greenlet."""
 
+import errno
 import socket
 from typing import Any
 
@@ -18,6 +19,8 @@ def connect(target: Address, timeout_s: float) -> socket.socket:
     for family, kind, protocol, _, where in _addresses(target):
         sock = green_socket.socket(family, kind, protocol)
         try:
+            if sockets.is_of_reserve(sock):
+                raise OSError(errno.EMFILE, "few descriptors are left")
             sockets.prepare_application(sock)
             sock.settimeout(timeout_s)
             sock.connect(where)
