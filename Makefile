@@ -1,16 +1,17 @@
 # Two commands: `make demo` shows what it does, `make test` proves it. As root they also install what is missing
-# (deploy/bootstrap); the Python environment is .venv. PYTHON chooses the interpreter, ARGS goes to pytest or bench.
+# (deploy/bootstrap); the Python environment is .venv. PYTHON chooses the interpreter, ARGS goes to pytest, bench or fuzz.
 
 BIN := .venv/bin
 ARGS ?=
 export PYTHON
 
-.PHONY: help demo test bench check venv clean
+.PHONY: help demo test bench fuzz check venv clean
 
 help:
 	@echo 'make demo    a download through 1, 10 and 40 stripes over a link that limits each connection'
 	@echo 'make test    every test; ARGS="-k name" for some'
-	@echo 'make bench   speed, cost and round trip beside iperf3, haproxy and socat; ARGS="--rounds 1 limited-10" for less'
+	@echo 'make bench   speed, cost and round trip beside iperf3, haproxy and socat, in an hour; ARGS=--help for less'
+	@echo 'make fuzz    the parsers under a fuzzer, a minute each; ARGS="--seconds 600 record" for one of them'
 	@echo 'make check   lint, types, packaging, configuration files'
 	@echo 'make venv    only the Python environment, in .venv'
 	@echo 'make clean   remove what was built'
@@ -27,8 +28,13 @@ test:
 
 bench:
 	@deploy/bootstrap bench
-	@deploy/venv
+	@deploy/venv bench
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+fuzz:
+	@deploy/bootstrap check
+	@deploy/venv fuzz
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 check:
 	@deploy/bootstrap check
@@ -43,5 +49,5 @@ venv:
 	@deploy/venv
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist findings *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,6 +4,7 @@ What a command needs is imported when it runs: `forwarder --version` loads nothi
 """
 # ruff: noqa: PLC0415
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ForwarderError as error:
-            click.echo(one_line(str(error)), err=True)
+            _complain(str(error))
             raise click.exceptions.Exit(error.code) from error
 
 
@@ -36,6 +37,12 @@ def one_line(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
     )
+
+
+def _complain(text: str) -> None:
+    """One line on standard error. Where that is not possible, the exit code has to do."""
+    with contextlib.suppress(OSError):
+        click.echo(one_line(text), err=True)
 
 
 def main() -> None:
@@ -77,9 +84,11 @@ def start(file: Path, daemon: bool, pid_file: Path | None, workers: int | None, 
     from msgspec.structs import replace
 
     from forwarder.config import usable_cores
+    from forwarder.kernel import check_congestion
     from forwarder.supervisor import run
 
     settings = loaded.settings
+    check_congestion(file, settings)
     if workers is not None:
         settings = replace(settings, workers=workers or usable_cores())
     if log_level is not None:
@@ -165,7 +174,7 @@ def _load(file: Path) -> "Loaded":
 
     loaded = load(file)
     for warning in loaded.warnings:
-        click.echo(one_line(f"warning: {warning}"), err=True)
+        _complain(f"warning: {warning}")
     return loaded
 
 

@@ -26,6 +26,7 @@ from forwarder.schema import (
     ServerFile,
     ServerTunnel,
     Size,
+    Stripes,
     Table,
     Text,
     Time,
@@ -37,6 +38,8 @@ from workers.settings import Address, Key, LogSettings, Settings, StripeClientTu
 SOCKET_PATH_BYTES_MAX = 107  # sun_path without its zero
 PATH_SHOWN_MAX = 1024
 WORKERS_MAX = 64
+AUTO_MAX = 256
+"""The most stripes of a tunnel with somaxconn = "auto"."""
 
 SETTING_NAMES = {
     "window_max": "window_max_bytes",
@@ -225,8 +228,8 @@ class _Loader:
                 local=Address("127.0.0.1", table.local_port)
                 if table.local_port is not None
                 else Address(*parse_endpoint(str(table.local))),
-                remote_end=Address(str(table.host), table.host_port),
-                **_given(table, leave_out=("mode", "host", "host_port", "local", "local_port")),
+                **_remote_ends(table),
+                **_given(table, leave_out=("mode", "host", "host_port", "local", "local_port", "somaxconn", "source")),
             )
             for index, table in enumerate(tables)
         )
@@ -234,9 +237,9 @@ class _Loader:
         self._check_addresses(locals_, ["local" if table.local else "local_port" for table in tables])
         for index, tunnel in enumerate(tunnels):
             for earlier in tunnels[:index]:
-                if earlier.remote_end == tunnel.remote_end:
-                    key = f"{_path('tunnel', index, tunnel.name)}.host_port"
-                    taken = f"{tunnel.remote_end} as in {_path('tunnel', earlier.index, earlier.name)}"
+                for taken_end in set(earlier.remote_ends) & set(tunnel.remote_ends):
+                    key = f"{key_of_tunnel(index, tunnel.name)}.host_port"
+                    taken = f"{taken_end} as in {key_of_tunnel(earlier.index, earlier.name)}"
                     raise self._mistake(key, "a port that no other tunnel has at this host", taken)
         return tunnels
 
@@ -281,6 +284,23 @@ def overlap(one: Address, other: Address) -> bool:
     if len(hosts) == 1 or "::" in hosts:
         return True
     return "0.0.0.0" in hosts and all(address_family(host) == 4 for host in hosts)
+
+
+def _remote_ends(table: ClientTunnel) -> dict[str, Any]:
+    """Where stripes go to and from, and how many they are."""
+    first, *more = (Address(str(host), table.host_port) for host in table.host)
+    found: dict[str, Any] = {"remote_end": first, "more_ends": tuple(more)}
+    found["sources"] = tuple(str(source) for source in table.source or ())
+    if table.somaxconn == Stripes.AUTO:
+        found |= {"auto": True, "somaxconn": AUTO_MAX}
+    elif table.somaxconn is not None:
+        found["somaxconn"] = int(table.somaxconn)
+    return found
+
+
+def key_of_tunnel(index: int, name: str) -> str:
+    """The path of a tunnel's keys, as in messages."""
+    return _path("tunnel", index, name)
 
 
 def _path(table: str, index: int, name: str) -> str:

@@ -51,7 +51,7 @@ def request(path: Path, message: Message, timeout_s: float) -> Message:
             raise ControlError(f"control socket {path}: {error.strerror or error}") from None
     try:
         answer = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise ControlError(f"control socket {path}: expected a line of JSON, found {line[:80]!r}")

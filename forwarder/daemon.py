@@ -38,7 +38,8 @@ class Announcement:
 def detach() -> Announcement | int:
     """Forks a daemon. In it: what it reports through. In the calling process: the exit code that it reported.
 
-    The daemon has a session of its own without being its leader, `/` as directory, and /dev/null as standard streams.
+    The daemon has a session of its own without being its leader, `/` as directory, and /dev/null as standard streams:
+    give it a better standard error.
     Call it while this process has one thread and holds nothing that must not be shared.
     """
     reading, writing = os.pipe()

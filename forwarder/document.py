@@ -24,6 +24,7 @@ _TOML_LINE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)\Z")
 _MSGSPEC_PATH = re.compile(r" - at `\$(.*)`\Z", re.DOTALL)
 _PATH_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 _MSGSPEC_KEY = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/]{40,}=+")
 
 _TYPE_NAMES = {dict: "a table", list: "an array", datetime: "a date", date: "a date", time: "a time of day"}
@@ -192,7 +193,8 @@ def key_path(document: Document, steps: Sequence[Step]) -> str:
         except (KeyError, IndexError, TypeError):
             value = None
         if isinstance(step, str):
-            text += f".{step}" if text else step
+            name = step if _BARE_KEY.fullmatch(step) else shown(step)
+            text += f".{name}" if text else name
             continue
         text += f"[{step + 1}]"
         label = (value.get("name") or value.get("key_id")) if isinstance(value, dict) else None
@@ -205,7 +207,7 @@ def shown(value: object, *, secret: bool = False, limit: int = 60) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        if secret or _LIKE_A_KEY.fullmatch(value):
+        if secret or _LIKE_A_KEY.search(value):
             return f"{len(value)} characters that are not shown"
         return json.dumps(value if len(value) <= limit else value[: limit - 3] + "...", ensure_ascii=False)
     if isinstance(value, int | float):

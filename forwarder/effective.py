@@ -40,12 +40,21 @@ def _key_table(key: Key) -> dict[str, Any]:
 def _tunnel_table(tunnel: StripeClientTunnel | StripeServerTunnel) -> dict[str, Any]:
     table: dict[str, Any] = {"name": tunnel.name, "mode": "stripe"}
     if isinstance(tunnel, StripeClientTunnel):
-        table |= {"host": tunnel.remote_end.host, "host_port": tunnel.remote_end.port, "local": str(tunnel.local)}
+        table |= _client_keys(tunnel)
     else:
         listen = str(Address(tunnel.listen.host, 0)).removesuffix(":0")
         table |= {"listen": listen, "host_port": tunnel.listen.port, "remote": str(tunnel.target)}
-    told = {"name", "index", "remote_end", "local", "listen", "target"}
+    told = {"name", "index", "remote_end", "more_ends", "local", "somaxconn", "auto", "sources", "listen", "target"}
     return table | _keys_of(tunnel, *(field for field in tunnel.__struct_fields__ if field not in told))
+
+
+def _client_keys(tunnel: StripeClientTunnel) -> dict[str, Any]:
+    hosts = [end.host for end in tunnel.remote_ends]
+    table: dict[str, Any] = {"host": hosts if len(hosts) > 1 else hosts[0], "host_port": tunnel.remote_end.port}
+    table |= {"local": str(tunnel.local), "somaxconn": "auto" if tunnel.auto else tunnel.somaxconn}
+    if tunnel.sources:
+        table["source"] = list(tunnel.sources) if len(tunnel.sources) > 1 else tunnel.sources[0]
+    return table
 
 
 def _keys_of(settings: msgspec.Struct, *fields: str) -> dict[str, Any]:

@@ -105,6 +105,12 @@ class FileOutput(Output):
                 code = 77 if isinstance(error, PermissionError) else 78
                 raise BootError(code, f"[log] file: cannot open {path}: {error.strerror}") from None
         self._may_block = _may_block(self._fd)
+        self._has_standard_error = False
+
+    def take_standard_error(self) -> None:
+        """From now on what the interpreter and libraries write to standard error goes to the file, too."""
+        os.dup2(self._fd, STDERR)
+        self._has_standard_error = True
 
     def reopen(self) -> None:
         """Opens the path anew, after a rotation; keeps the old file if that fails. Raises OSError then."""
@@ -114,6 +120,8 @@ class FileOutput(Output):
         self.close()
         self._fd = fd
         self._may_block = _may_block(fd)
+        if self._has_standard_error:
+            self.take_standard_error()
 
     def close(self) -> None:
         if self._fd not in (STDERR, -1):

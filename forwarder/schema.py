@@ -4,6 +4,7 @@ A key's `Meta.description` (or its class's `expected`) completes the sentence "e
 workers need live in `workers.settings`; None here means that the key is absent.
 """
 
+import math
 from typing import Annotated, ClassVar, Literal, Self
 
 from msgspec import Meta, Struct
@@ -67,6 +68,53 @@ class SourceAddress(Text):
         if not address_family(raw):
             raise ValueError("not an address")
         return parse_host(raw)
+
+
+class Several(tuple[Text, ...]):
+    """One value, or an array of different ones."""
+
+    kind: ClassVar[type[Text]]
+    expected: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        cls.expected = f"{cls.kind.expected}, or an array of such"
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        """The values as they will be used; ValueError if one is none, or there twice."""
+        values = cls(cls.kind.parse(each) for each in (raw if isinstance(raw, list) else [raw]))
+        if not values or len(set(values)) < len(values):
+            raise ValueError("nothing, or twice the same")
+        return values
+
+
+class Hosts(Several):
+    """The server's addresses."""
+
+    kind = Host
+
+
+class SourceAddresses(Several):
+    """Addresses of this host."""
+
+    kind = SourceAddress
+
+
+class Stripes(int):
+    """How many stripes; AUTO: as many as make the tunnel faster."""
+
+    AUTO: ClassVar[int] = 0
+    MAX: ClassVar[int] = 4096
+    expected: ClassVar[str] = f'a number from 1 to {MAX}, or "auto"'
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        """The number; ValueError if it is not one or out of range."""
+        if raw == "auto":
+            return cls(cls.AUTO)
+        if isinstance(raw, bool) or not isinstance(raw, int) or not 1 <= raw <= cls.MAX:
+            raise ValueError("not a number of stripes")
+        return cls(raw)
 
 
 class Endpoint(Text):
@@ -153,7 +201,6 @@ Name = Annotated[
 Path = Annotated[str, Meta(pattern=r"\A[^\0]+\Z", description="a path")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
 Workers = Annotated[int, Meta(ge=0, le=64, description="a number from 0 to 64 (0: one per usable core)")]
-Stripes = Annotated[int, Meta(ge=1, le=4096, description="a number from 1 to 4096")]
 DialRate = Annotated[float, Meta(ge=0.1, le=100000, description="a number of dials a second from 0.1 to 100000")]
 Count = Annotated[int, Meta(ge=1, le=1 << 20, description="a number from 1 to 1048576")]
 Congestion = Annotated[
@@ -239,20 +286,23 @@ class Tunnel(Table, frozen=True, kw_only=True):
 class ClientTunnel(Tunnel, frozen=True, kw_only=True):
     """`[[tunnel]]` at a client."""
 
-    host: Host
+    host: Hosts
     local_port: Port | None = None
     local: Endpoint | None = None
     somaxconn: Stripes | None = None
-    source: SourceAddress | None = None
+    source: SourceAddresses | None = None
     idle_timeout: Timeout | None = None
     dial_rate: DialRate | None = None
     rotate_after: Timeout | None = None
 
     def __post_init__(self) -> None:
         self.only_one_of("local_port", "local")
-        family = address_family(self.host)
-        if family and self.source is not None and address_family(self.source) != family:
-            raise Mistake("source", f"an IPv{family} address, as host is one", f'"{self.source}"')
+        sources = self.source or ()
+        for number in range(math.lcm(len(self.host), len(sources) or 1)):
+            family = address_family(self.host[number % len(self.host)])
+            source = sources[number % len(sources)] if sources else None
+            if family and source is not None and address_family(source) != family:
+                raise Mistake("source", f"an IPv{family} address, as host is one", f'"{source}"')
 
 
 class ServerTunnel(Tunnel, frozen=True, kw_only=True):

@@ -54,23 +54,26 @@ class Worker:
     def receive(self) -> Iterator[tuple[FromWorker | None, list[int]]]:
         """What has arrived, with its descriptors, which the caller closes; None is the end of the channel.
 
-        Raises msgspec.DecodeError for what is no message.
+        Raises ValueError for what is no message.
         """
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self.channel, PACKET_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+                data, fds, flags, _ = socket.recv_fds(self.channel, PACKET_MAX, 1, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except OSError:
-                data, fds = b"", []
+                data, fds, flags = b"", [], 0
+            if flags & socket.MSG_CTRUNC:
+                close_all(fds)  # there was none left for it here: as if it had not been sent
+                continue
             if not data:
                 yield None, fds
                 return
             try:
                 message = DECODER.decode(data)
-            except msgspec.DecodeError:
+            except (ValueError, RecursionError) as error:
                 close_all(fds)
-                raise
+                raise ValueError(f"no message: {error}") from error
             yield message, fds
 
     def kill(self, signum: signal.Signals) -> None:

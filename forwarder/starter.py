@@ -87,21 +87,23 @@ key_file = "{key_id}.key"
 # The name that the tunnel has at the server too.
 name = "web"
 mode = "stripe"
-# The server: a name, an IPv4 or an IPv6 address. A name is looked up again for every reconnect.
+# The server: a name, an IPv4 or an IPv6 address. A name is looked up again for every reconnect. Or an array of its
+# addresses, host = ["192.0.2.1", "198.51.100.1"]: they get stripes in turn, and those that do not answer, none.
 host = "server.example.net"
 # The tunnel's port at the server.
 host_port = 9000
 # Applications connect here: a port of 127.0.0.1. Or an address and a port: local = "[::]:8080"
 local_port = 8080
-# Stripes (TCP connections to the server), 1 to 4096, shared by all connections of this tunnel.
+# Stripes (TCP connections to the server), 1 to 4096, shared by all connections of this tunnel. Or "auto": at first 4,
+# more (to 256) while that makes the tunnel faster.
 somaxconn = 10
-{both_ends}# A worker that carries no connection for so long keeps only one of its stripes.
+{both_ends}# After so long without any connection each worker keeps only one of its stripes.
 #idle_timeout = "10m"
 # New stripes a second, at most.
 #dial_rate = 100
 # Replace stripes of this age, the new one first. No default: never.
 #rotate_after = "1h"
-# The address to connect from. No default: the system's choice.
+# The address to connect from, or an array of addresses that get stripes in turn. No default: the system's choice.
 #source = "192.0.2.10"
 """
 

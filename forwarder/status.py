@@ -22,11 +22,12 @@ REPORT_MAX = 64 << 20
 
 @dataclass(slots=True)
 class Round:
-    """One question to all workers. waiting: slots that have not reports."""
+    """One question to all workers. counts: with what is open; waiting: slots that have not reported."""
 
     request: int
     deadline_s: float
     clients: list[Client]
+    counts: bool
     waiting: set[int] = field(default_factory=set)
     reports: dict[int, WorkerReport] = field(default_factory=dict)
 
@@ -40,6 +41,7 @@ class StatusDesk:
         self._patience_s = patience_s
         self._started_s = time.monotonic()
         self._asked: list[Client] = []
+        self._counts = False
         self._round: Round | None = None
         self._request = 0
 
@@ -48,8 +50,10 @@ class StatusDesk:
         """When `answers` is to be called next, if nothing happens before."""
         return None if self._round is None else self._round.deadline_s
 
-    def ask(self, client: Client) -> None:
+    def ask(self, client: Client, counts: bool) -> None:
+        """counts: with what every worker has open. Whoever shares the round gets it, too."""
         self._asked.append(client)
+        self._counts = self._counts or counts
 
     def on_reply(self, slot: int, request: int, fds: Sequence[int]) -> None:
         """Takes a worker's answer, and ignores one to an earlier round. Raises ValueError for a malformed one."""
@@ -79,24 +83,24 @@ class StatusDesk:
 
     def _start_round(self, now: float) -> None:
         self._request += 1
-        self._round = Round(self._request, now + self._patience_s, self._asked)
-        self._asked = []
+        self._round = Round(self._request, now + self._patience_s, self._asked, self._counts)
+        self._asked, self._counts = [], False
         for worker in self._crew.workers():
             if worker.state is not State.STARTING:
                 self._round.waiting.add(worker.slot)
-                worker.send(StatusRequest(self._request))
+                worker.send(StatusRequest(self._request, self._round.counts))
 
     def _answer(self, done: Round, now: float, phase: str) -> dict[str, Any]:
         reports = [done.reports[slot] for slot in sorted(done.reports)]
-        return {
+        answer = {
             "role": self._settings.role,
             "version": __version__,
             "pid": os.getpid(),
             "uptime_s": round(now - self._started_s, 3),
             "workers": [msgspec.to_builtins(self._worker(slot, done)) for slot in self._crew.slots],
             "tunnels": merge_tunnels(self._settings, reports, phase),
-            "open": [report.open for report in reports],
         }
+        return answer | ({"open": [report.open for report in reports]} if done.counts else {})
 
     def _worker(self, slot: Slot, done: Round) -> WorkerStatus:
         if slot.index in done.reports:
@@ -119,7 +123,10 @@ def read_report(fd: int) -> WorkerReport:
         if not chunk:
             break
         data += chunk
-    return msgspec.json.decode(data, type=WorkerReport)
+    try:
+        return msgspec.json.decode(data, type=WorkerReport)
+    except RecursionError as error:
+        raise ValueError("a report is nested too deeply") from error
 
 
 def merge_tunnels(settings: Settings, reports: Sequence[WorkerReport], phase: str) -> list[dict[str, Any]]:

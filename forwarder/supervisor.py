@@ -92,6 +92,7 @@ def run(
             if isinstance(outcome, int):
                 return outcome
             announcement = outcome
+            output.take_standard_error()
         logs.set_up(settings.log, output, "supervisor")
         setproctitle(f"forwarder: supervisor {config_path.name}")
         timing = timing or Timing()
@@ -244,7 +245,7 @@ class Supervisor:
     def _on_command(self, client: Client, message: Message) -> None:
         match message.get("command"):
             case "status":
-                self._desk.ask(client)
+                self._desk.ask(client, counts=bool(message.get("counts")))
             case "stop":
                 self._reply(client, {"stopping": True, "pid": os.getpid()}, stay=True)
                 if message.get("now"):
@@ -333,7 +334,7 @@ class Supervisor:
         """Ends with an exit code other than 0, for the first reason that there was."""
         if self._exit_code == 0:
             self._exit_code = code
-            if self._settings.log.file is not None:
+            if self._settings.log.file is not None and self._control is not None:  # else it is another instance's log
                 log(ERROR, line)
             self._announcement.failed(code, line)
         self._quit()

@@ -10,6 +10,9 @@ _NAME = re.compile(
     r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*([A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)\.?"
 )
 
+# An interface's name; `ip_address` takes anything for it, a zero byte too.
+_SCOPE = re.compile(r"[A-Za-z0-9._-]{1,15}")
+
 _BYTES = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 _MILLISECONDS = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 
@@ -62,6 +65,8 @@ def parse_host(text: str) -> str:
         return bare
     if bracketed and not isinstance(address, IPv6Address):
         raise ValueError("only IPv6 addresses stand in brackets")
+    if isinstance(address, IPv6Address) and address.scope_id is not None and not _SCOPE.fullmatch(address.scope_id):
+        raise ValueError("not the name of an interface")
     return str(address)
 
 

@@ -91,9 +91,10 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
 
 
 class StatusRequest(msgspec.Struct, frozen=True, tag="status"):
-    """Answer with StatusReply."""
+    """Answer with StatusReply. counts: with what is open, which takes looking at every object of the process."""
 
     request: int
+    counts: bool = False
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):

@@ -31,16 +31,26 @@ class StripeTunnel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StripeClientTunnel(StripeTunnel, frozen=True, kw_only=True):
-    """A stripe tunnel at the client: applications connect to `local`, stripes go to `remote_end`."""
+    """A stripe tunnel at the client: applications connect to `local`, stripes go to the `remote_ends` in turn.
+
+    `somaxconn` stripes, or with `auto` at most so many; `sources`: the addresses to connect from, in turn.
+    """
 
     local: Address
     remote_end: Address
+    more_ends: tuple[Address, ...] = ()
     somaxconn: int = 10
-    source: str | None = None
+    auto: bool = False
+    sources: tuple[str, ...] = ()
     connect_timeout_s: float = 10.0
     idle_timeout_s: float = 600.0
     dial_rate_per_s: float = 100.0
     rotate_after_s: float | None = None
+
+    @property
+    def remote_ends(self) -> tuple[Address, ...]:
+        """All addresses of the server."""
+        return (self.remote_end, *self.more_ends)
 
 
 class StripeServerTunnel(StripeTunnel, frozen=True, kw_only=True):

@@ -67,8 +67,8 @@ class WorkerStatus(msgspec.Struct):
 
 
 class WorkerReport(msgspec.Struct):
-    """A worker's answer to StatusRequest. `open` counts what must return to its start value when nothing is going
-    on."""
+    """A worker's answer to StatusRequest. `open` counts what must return to its start value when nothing is going on,
+    if that was asked for."""
 
     worker: WorkerStatus
     tunnels: list[TunnelStatus]

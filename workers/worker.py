@@ -200,7 +200,7 @@ class Worker:
             self._on_orphaned()
         message = msgspec.msgpack.decode(data, type=messages.ToWorker)
         if isinstance(message, messages.StatusRequest):
-            self._report(message.request)
+            self._report(message)
         elif isinstance(message, messages.Drain):
             self._drain(message.timeout_s)
         elif isinstance(message, messages.Quit):
@@ -286,22 +286,23 @@ class Worker:
 
     # Status
 
-    def _report(self, request: int) -> None:
+    def _report(self, request: messages.StatusRequest) -> None:
         """Where descriptors are short there is no answer, and the supervisor says so."""
         try:
             self._send_report(request)
         except OSError as error:
             log.warning("cannot report reason=%s", error)
 
-    def _send_report(self, request: int) -> None:
+    def _send_report(self, request: messages.StatusRequest) -> None:
         now_us = clock_us()
         tunnels = [tunnel.status(now_us) for tunnel in self._tunnels.values()]
-        report = WorkerReport(worker=self._status(tunnels), tunnels=tunnels, open=self._count_open())
+        counts = self._count_open() if request.counts else {}
+        report = WorkerReport(worker=self._status(tunnels), tunnels=tunnels, open=counts)
         fd = os.memfd_create("forwarder-status", os.MFD_CLOEXEC)
         try:
             with open(os.dup(fd), "wb") as file:
                 file.write(msgspec.json.encode(report))
-            self._send(messages.StatusReply(request), (fd,))
+            self._send(messages.StatusReply(request.request), (fd,))
         finally:
             os.close(fd)
 

@@ -1,11 +1,10 @@
-"""One measurement: payload per second between two iperf3, what it costs, and the round trip of 64 bytes."""
+"""One measurement: payload per second between two iperf3, and what it costs."""
 
 import contextlib
 import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,6 @@ BUSY_CORES = 0.3
 _SAMPLE_S = 0.5
 _START_S = 10.0
 _TICKS = os.sysconf("SC_CLK_TCK")
-_ROOT = Path(__file__).parents[2]
 
 
 class BenchError(Exception):
@@ -31,20 +29,14 @@ class BenchError(Exception):
 @dataclass(frozen=True, slots=True)
 class Flow:
     """`bits_per_s` is payload as the receiver counts it. `cpu_s_per_gb` (1e9 bytes) and `memory_bytes` (the most seen)
-    are of the relays' processes; 0 without a relay. `others_cores`: what programs that are not ours used meanwhile."""
+    are of the relays' processes; 0 without a relay. `others_cores`: what programs that are not ours used meanwhile.
+    `stripes`: how many there were at the end."""
 
     bits_per_s: float
     cpu_s_per_gb: float
     memory_bytes: int
     others_cores: float
-
-
-@dataclass(frozen=True, slots=True)
-class Echo:
-    """Round trips."""
-
-    p50_us: float
-    p99_us: float
+    stripes: int = 0
 
 
 def flow(
@@ -105,27 +97,6 @@ def _error(output: str) -> str:
     with contextlib.suppress(ValueError, AttributeError):
         return str(json.loads(output).get("error", ""))
     return output
-
-
-def echo(lab: Lab, target: tuple[str, int], listen_port: int, *, seconds: int) -> Echo:
-    """Round trips of 64 bytes, one after the other. Raises BenchError."""
-    python = [sys.executable, "-m", "tests.bench.echo"]
-    server = lab.popen("server", [*python, "serve", str(listen_port)], cwd=_ROOT)
-    try:
-        wait_listening(lab, "server", listen_port)
-        done = lab.run(
-            "client",
-            [*python, "ask", target[0], str(target[1]), str(seconds)],
-            timeout=seconds + 30,
-            check=False,
-            cwd=_ROOT,
-        )
-    finally:
-        server.kill()
-        server.wait()
-    if done.returncode:
-        raise BenchError(f"echo through {target}: {done.stderr}")
-    return Echo(**json.loads(done.stdout))
 
 
 def wait_listening(lab: Lab, namespace: str, port: int) -> None:

@@ -2,29 +2,51 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from tests.bench import ways
-from tests.bench.measure import BenchError, Echo, Flow, echo, flow, programs_missing
-from tests.bench.table import Column, Row, Table, number
+from tests.bench.limited import workers_text
+from tests.bench.measure import WARM_UP_S, Flow, flow, programs_missing
+from tests.bench.section import Section
+from tests.bench.table import Column, Row, Table
+from tests.bench.trips import LOAD_S, Place, Trips, trips
 from tests.bench.ways import Way
 from tests.netlab import Lab
 
-FEW, MANY = 10, 1000
+COUNTS = (1, 10, 100, 1000)
+FEW = 10
+"""What more stripes are compared to."""
 WORKERS = (1, 2)
+MANY_WORKERS = (4, 8)
+"""With FEW stripes: that it does not get worse, on few cores."""
 HAPROXY = "2 x haproxy"
-ECHO_S = 2
+IDLE_S, LOADED_S = 2, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`row` is its name for the command line. `program` has to be there; `few` is what many stripes are compared to."""
+    """`row` is its name for the command line. `program` has to be there; `few` is what its stripes are compared to.
+    `places` is where a stream of it can be."""
 
     row: str
     name: str
     way: Way
     program: str = "iperf3"
     few: str = ""
+    places: tuple[Place, ...] = (Place.OWN,)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One contender in one round."""
+
+    flow: Flow
+    trips: Trips
+
+
+Round = dict[str, Result]
+"""By the contender's name."""
 
 
 def contenders(congestion: str) -> list[Contender]:
@@ -34,17 +56,17 @@ def contenders(congestion: str) -> list[Contender]:
         Contender("haproxy", HAPROXY, ways.haproxy, "haproxy"),
         Contender("socat", "2 x socat", ways.socat, "socat"),
     ]
-    for workers in WORKERS:
-        few = _name(FEW, workers)
-        found += [
-            Contender(f"{FEW}x{workers}", few, ways.forwarder(FEW, workers, congestion)),
-            Contender(f"{MANY}x{workers}", _name(MANY, workers), ways.forwarder(MANY, workers, congestion), few=few),
-        ]
+    shapes = [(count, workers) for workers in WORKERS for count in COUNTS]
+    for count, workers in [*shapes, *((FEW, workers) for workers in MANY_WORKERS)]:
+        few = _name(FEW, workers) if count != FEW else _name(FEW, WORKERS[0]) if workers in MANY_WORKERS else ""
+        places = tuple(Place) if workers > count else (Place.OWN,)
+        way = ways.forwarder(count, workers, congestion)
+        found.append(Contender(f"{count}x{workers}", _name(count, workers), way, few=few, places=places))
     return found
 
 
 def _name(stripes: int, workers: int) -> str:
-    return f"{stripes} stripes, {workers} worker" + "s" * (workers > 1)
+    return f"{stripes} stripe{'s' * (stripes > 1)}, {workers_text(workers)}"
 
 
 def lab() -> Lab:
@@ -58,91 +80,161 @@ def once(lab: Lab, way: Way, *, seconds: int) -> Flow:
         return flow(lab, between.target, ways.SERVICE_PORT, seconds=seconds, relays=between.pids)
 
 
-def once_with_echo(lab: Lab, way: Way, *, seconds: int) -> tuple[Flow, Echo]:
-    """The same, after a while of round trips on an idle relay."""
-    with way(lab) as between:
-        trips = echo(lab, between.target, ways.SERVICE_PORT, seconds=ECHO_S)
-        return flow(lab, between.target, ways.SERVICE_PORT, seconds=seconds, relays=between.pids), trips
+def once_with_trips(lab: Lab, contender: Contender, *, seconds: int) -> Result:
+    """The same, after round trips."""
+    with contender.way(lab) as between:
+        found = trips(lab, between, contender.places, idle_s=IDLE_S, loaded_s=LOADED_S)
+        return Result(flow(lab, between.target, ways.SERVICE_PORT, seconds=seconds, relays=between.pids), found)
 
 
-def table(wanted: Sequence[Contender], congestion: str, rounds: int, seconds: int, say: Callable[[str], None]) -> Table:
-    """All contenders, in turn in every round."""
-    left_out: list[str] = []
-    busiest = 0.0
-    present: list[Contender] = []
+def duration_s(wanted: Sequence[Contender], rounds: int, seconds: int) -> float:
+    """About how long the tables take."""
+    return rounds * sum(
+        WARM_UP_S + seconds + 4 + len(each.places) * (IDLE_S + LOAD_S + LOADED_S + 2) for each in wanted
+    )
+
+
+def tables(wanted: Sequence[Contender], congestion: str, section: Section) -> list[Table]:
+    """All contenders, in turn in every round: speed, and round trips."""
     for each in wanted:
         if programs_missing(each.program):
-            left_out.append(f"Left out: {each.name}, for want of {each.program}.")
-        else:
-            present.append(each)
-    results: list[dict[str, tuple[Flow, Echo]]] = []
+            section.without(each.name, f"no {each.program} here")
+    present = [each for each in wanted if not programs_missing(each.program)]
+    results: list[Round] = []
     with lab() as link:
         ways.set_congestion(link, congestion)
-        for turn in range(rounds):
+        for turn in range(section.rounds):
             results.append({})
             for each in present:
-                try:
-                    result = results[-1][each.name] = once_with_echo(link, each.way, seconds=seconds)
-                except BenchError as error:
-                    left_out.append(f"Left out: round {turn + 1}, {each.name}: {error}.")
-                    say(left_out[-1])
-                else:
-                    say(f"round {turn + 1}: {each.name}: {result[0].bits_per_s / 1e9:.2f} Gbit/s")
-                    busiest = max(busiest, result[0].others_cores)
-    conditions = (
-        f"One iperf3 connection, and round trips of 64 bytes; {congestion} on every connection; {seconds} s, median of "
-        f"{rounds} rounds, ratios within a round. CPU (seconds per 1e9 bytes) and memory (PSS, the most seen) are of "
-        f"all relay processes of both ends. Only forwarder encrypts."
-    )
-    return Table(
-        "speed", "A link that limits nothing", conditions, _columns(), _rows(present, results), left_out, busiest
+                measure = partial(once_with_trips, link, each, seconds=section.seconds)
+                result = section.measure(turn, each.name, measure, _show)
+                if result is not None:
+                    results[-1][each.name] = result
+                    section.others_cores = max(section.others_cores, result.flow.others_cores)
+    return _tabulate(present, results, congestion, section)
+
+
+def _show(result: Result) -> str:
+    idle, loaded = result.trips[Place.OWN, False], result.trips[Place.OWN, True]
+    return (
+        f"{result.flow.bits_per_s / 1e9:.2f} Gbit/s, {result.flow.cpu_s_per_gb:.2f} CPU s/GB, "
+        f"p50 {idle.p50_us:.0f} µs, p99 beside bulk {loaded.p99_us:.0f} µs"
     )
 
 
-def _columns() -> list[Column]:
+def _tabulate(present: list[Contender], results: list[Round], congestion: str, section: Section) -> list[Table]:
+    speed = (
+        f"One iperf3 connection; {congestion} on every connection; {section.seconds} s, {section.median}"
+        f", ratios within a round. CPU (seconds per 1e9 bytes) and memory (PSS, the most seen) are of all relay "
+        f"processes of both ends. Workers are at each end; those of 4 and 8 are compared to 1; one "
+        f"stripe with 2 is the stream's own worker's or not, as it comes. Only forwarder encrypts."
+    )
+    trip = (
+        f"64 bytes there and back, one after the other; idle, and while another connection through the same relay "
+        f"sends what it can. The stripe is the stream's own worker's, or frames cross the mesh between workers. "
+        f"{section.median.capitalize()}, {IDLE_S} s and {LOADED_S} s each; ratios within a round."
+    )
     return [
-        Column("through", "through"),
-        Column("gbit_s", "Gbit/s", number(2)),
-        Column("to_haproxy", "to haproxy", number(2)),
-        Column("to_few", f"to {FEW} stripes", number(2)),
-        Column("cpu_s_per_gb", "CPU s/GB", number(2)),
-        Column("cpu_to_haproxy", "to haproxy", number(2)),
-        Column("memory_mib", "MiB", number(0)),
-        Column("p50_us", "p50 µs", number(0)),
-        Column("p99_us", "p99 µs", number(0)),
+        Table(
+            "speed",
+            "A link that limits nothing",
+            speed,
+            _speed_columns(),
+            [_speed_row(each, results) for each in present],
+            section.left_out,
+            section.others_cores,
+        ),
+        Table(
+            "trips",
+            "Round trip",
+            trip,
+            _trip_columns(),
+            [_trip_row(each, place, results) for each in present for place in each.places],
+            [],
+            section.others_cores,
+        ),
     ]
 
 
-def _rows(present: list[Contender], results: list[dict[str, tuple[Flow, Echo]]]) -> list[Row]:
-    def middle(value: Callable[[Flow, Echo], float], name: str, reference: str = "") -> float | None:
-        found = []
-        for each in results:
-            if name in each and (not reference or reference in each):
-                divisor = value(*each[reference]) if reference else 1.0
-                if divisor:
-                    found.append(value(*each[name]) / divisor)
-        return median(found) if found else None
+def _speed_columns() -> list[Column]:
+    return [
+        Column("through", "through"),
+        Column("gbit_s", "Gbit/s", 2),
+        Column("to_haproxy", "to haproxy", 2),
+        Column("to_few", f"to {FEW} stripes", 2),
+        Column("cpu_s_per_gb", "CPU s/GB", 2),
+        Column("cpu_to_haproxy", "to haproxy", 2),
+        Column("cpu_to_few", f"to {FEW} stripes", 2),
+        Column("memory_mib", "MiB", 0),
+    ]
 
-    def rate(flow: Flow, _: Echo) -> float:
-        return flow.bits_per_s / 1e9
 
-    def cost(flow: Flow, _: Echo) -> float:
-        return flow.cpu_s_per_gb
+def _trip_columns() -> list[Column]:
+    return [
+        Column("through", "through"),
+        Column("place", "stripe"),
+        Column("idle_p50_us", "idle p50 µs", 0),
+        Column("idle_to_haproxy", "to haproxy", 2),
+        Column("idle_p99_us", "p99 µs", 0),
+        Column("loaded_p50_us", "beside bulk p50 µs", 0),
+        Column("loaded_p99_us", "p99 µs", 0),
+        Column("loaded_to_haproxy", "to haproxy", 2),
+    ]
 
-    rows: list[Row] = []
-    for each in present:
-        relay = each.way is not ways.direct
-        rows.append(
-            {
-                "through": each.name,
-                "gbit_s": middle(rate, each.name),
-                "to_haproxy": middle(rate, each.name, HAPROXY),
-                "to_few": middle(rate, each.name, each.few) if each.few else None,
-                "cpu_s_per_gb": middle(cost, each.name) if relay else None,
-                "cpu_to_haproxy": middle(cost, each.name, HAPROXY) if relay else None,
-                "memory_mib": middle(lambda flow, _: flow.memory_bytes / 2**20, each.name) if relay else None,
-                "p50_us": middle(lambda _, trips: trips.p50_us, each.name),
-                "p99_us": middle(lambda _, trips: trips.p99_us, each.name),
-            }
-        )
-    return rows
+
+Value = Callable[[Result], float]
+
+
+def _middle(
+    results: list[Round], name: str, value: Value, reference: str = "", divisor: Value | None = None
+) -> float | None:
+    """The median over rounds, of the ratio to the reference in the same round if there is one."""
+    found = []
+    for each in results:
+        if name in each and (not reference or reference in each):
+            base = (divisor or value)(each[reference]) if reference else 1.0
+            if base:
+                found.append(value(each[name]) / base)
+    return median(found) if found else None
+
+
+def _speed_row(contender: Contender, results: list[Round]) -> Row:
+    def rate(result: Result) -> float:
+        return result.flow.bits_per_s / 1e9
+
+    def cost(result: Result) -> float:
+        return result.flow.cpu_s_per_gb
+
+    middle = partial(_middle, results, contender.name)
+    relay = contender.way is not ways.direct
+    return {
+        "through": contender.name,
+        "gbit_s": middle(rate),
+        "to_haproxy": middle(rate, HAPROXY),
+        "to_few": middle(rate, contender.few) if contender.few else None,
+        "cpu_s_per_gb": middle(cost) if relay else None,
+        "cpu_to_haproxy": middle(cost, HAPROXY) if relay else None,
+        "cpu_to_few": middle(cost, contender.few) if contender.few else None,
+        "memory_mib": middle(lambda result: result.flow.memory_bytes / 2**20) if relay else None,
+    }
+
+
+def _trip_row(contender: Contender, place: Place, results: list[Round]) -> Row:
+    def p50(where: Place, loaded: bool) -> Value:
+        return lambda result: result.trips[where, loaded].p50_us
+
+    def p99(where: Place, loaded: bool) -> Value:
+        return lambda result: result.trips[where, loaded].p99_us
+
+    middle = partial(_middle, results, contender.name)
+    ours = contender.way not in (ways.direct, ways.haproxy, ways.socat)
+    return {
+        "through": contender.name,
+        "place": place.value if ours else None,
+        "idle_p50_us": middle(p50(place, False)),
+        "idle_to_haproxy": middle(p50(place, False), HAPROXY, p50(Place.OWN, False)),
+        "idle_p99_us": middle(p99(place, False)),
+        "loaded_p50_us": middle(p50(place, True)),
+        "loaded_p99_us": middle(p99(place, True)),
+        "loaded_to_haproxy": middle(p99(place, True), HAPROXY, p99(Place.OWN, True)),
+    }

@@ -1,8 +1,8 @@
-"""A table of figures: for the eye, as Markdown, as JSON."""
+"""A table of figures: for the eye, as Markdown, as JSON and back."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from tests.bench.measure import BUSY_CORES
+from tests.bench.measure import BUSY_CORES, BenchError
 
 Row = Mapping[str, Any]
 """By column key; a key that is missing or None is an empty cell."""
@@ -18,11 +18,16 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`show` makes text of a value."""
+    """Numbers have so many decimal `digits`; None: text."""
 
     key: str
     heading: str
-    show: Callable[[Any], str] = str
+    digits: int | None = None
+
+    def show(self, value: Any) -> str:
+        if value is None:
+            return ""
+        return str(value) if self.digits is None else f"{value:.{self.digits}f}"
 
 
 @dataclass(slots=True)
@@ -45,16 +50,13 @@ class Table:
 
     def cells(self) -> list[list[str]]:
         """The rows as text."""
-        return [
-            ["" if row.get(column.key) is None else column.show(row[column.key]) for column in self.columns]
-            for row in self.rows
-        ]
+        return [[column.show(row.get(column.key)) for column in self.columns] for row in self.rows]
 
     def print(self, console: Console) -> None:
         """To a terminal, or as plain text."""
         shown = RichTable(box=box.SIMPLE_HEAD if console.is_terminal else None, padding=(0, 2, 0, 0))
-        for number, column in enumerate(self.columns):
-            shown.add_column(column.heading, justify="right" if number else "left", no_wrap=True)
+        for column in self.columns:
+            shown.add_column(column.heading, justify="left" if column.digits is None else "right", no_wrap=True)
         for row in self.cells():
             shown.add_row(*row)
         console.print(f"\n{self.title}\n{self.conditions}\n", markup=False, highlight=False)
@@ -62,11 +64,11 @@ class Table:
         for note in self.notes:
             console.print(note, markup=False, highlight=False)
 
-    def markdown(self) -> str:
+    def markdown(self, heading: str = "##") -> str:
         """A section."""
-        headings = [column.heading for column in self.columns]
-        lines = [f"## {self.title}", "", self.conditions, ""]
-        lines += _line(headings), _line(["---", *["---:"] * (len(headings) - 1)])
+        lines = [f"{heading} {self.title}", "", self.conditions, ""]
+        lines += [_line(column.heading for column in self.columns)]
+        lines += [_line("---" if column.digits is None else "---:" for column in self.columns)]
         lines += [_line(row) for row in self.cells()]
         lines += [f"\n{note}" for note in self.notes]
         return "\n".join(lines) + "\n"
@@ -76,23 +78,26 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def write(tables: list[Table], *, markdown: Path | None, as_json: Path | None) -> None:
-    """Into files, if asked. Raises OSError."""
-    if markdown is not None:
-        markdown.write_text("\n".join(table.markdown() for table in tables))
-    if as_json is not None:
-        content = {
-            table.name: {
-                "conditions": table.conditions,
-                "rows": table.rows,
-                "left_out": table.left_out,
-                "others_cores": table.others_cores,
-            }
-            for table in tables
-        }
-        as_json.write_text(json.dumps(content, indent=2) + "\n")
+def write_markdown(path: Path, machine: str, tables: list[Table]) -> None:
+    """Raises OSError."""
+    path.write_text("\n".join([f"Measured on {machine}.\n", *(table.markdown() for table in tables)]))
 
 
-def number(digits: int) -> Callable[[float], str]:
-    """With so many decimal places."""
-    return lambda value: f"{value:.{digits}f}"
+def write_json(path: Path, machine: str, tables: list[Table]) -> None:
+    """Everything, for `read_json`. Raises OSError."""
+    content = {"machine": machine, "tables": [asdict(table) for table in tables]}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path, machine: str) -> list[Table]:
+    """What `write_json` wrote on this machine. Raises BenchError."""
+    try:
+        content = json.loads(path.read_text())
+        if content["machine"] != machine:
+            raise BenchError(f"{path} is of another machine: {content['machine']}")
+        tables = [Table(**table) for table in content["tables"]]
+        for table in tables:
+            table.columns = [Column(**column) for column in asdict(table)["columns"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchError(f"{path}: {error}") from error
+    return tables

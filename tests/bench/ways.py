@@ -18,7 +18,7 @@ SERVICE_PORT = 8000
 """Where the service listens at the server."""
 _NEAR, _FAR = 7001, 7000
 _LOOPBACK = "127.0.0.1"
-_BBR = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+_CONGESTIONS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 _HAPROXY = """\
 global
@@ -94,8 +94,8 @@ def _chain(lab: Lab, start: Callable[[str, str, str], subprocess.Popen[Any]]) ->
             process.wait()
 
 
-def forwarder(stripes: int, workers: int, congestion: str) -> Way:
-    """That many stripes, and workers at each end."""
+def forwarder(stripes: int | None, workers: int, congestion: str) -> Way:
+    """That many stripes (None: as many as it finds best), and workers at each end."""
 
     @contextlib.contextmanager
     def way(lab: Lab) -> Iterator[Between]:
@@ -103,21 +103,27 @@ def forwarder(stripes: int, workers: int, congestion: str) -> Way:
             with Pair(
                 lab,
                 workers=(workers, workers),
-                somaxconn=stripes,
+                somaxconn="auto" if stripes is None else stripes,
                 congestion=congestion,
                 target_port=SERVICE_PORT,
                 client_tunnel="dial_rate = 1000\n",
             ) as pair:
                 yield Between((_LOOPBACK, pair.local_port), [pair.processes[end].pid for end in ENDS], pair)
         except AssertionError as error:
-            raise BenchError(str(error).splitlines()[0]) from error
+            first, *rest = str(error).strip().splitlines() or ["no pair"]
+            raise BenchError(f"{first} {rest[-1]}" if rest else first) from error
 
     return way
 
 
+def congestions() -> list[str]:
+    """What this kernel has."""
+    return _CONGESTIONS.read_text().split()
+
+
 def best_congestion() -> str:
-    """What this kernel has, the better one first."""
-    return "bbr" if "bbr" in _BBR.read_text().split() else "cubic"
+    """The better one of what this kernel has."""
+    return "bbr" if "bbr" in congestions() else "cubic"
 
 
 def set_congestion(lab: Lab, algorithm: str) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TICK_US = 250_000
 MIN_SLOT = 4096
+PASSED_ON = 0.3
+"""How often a piece that could be passed on at once is."""
 HANDED = 4
 
 
@@ -56,6 +58,7 @@ class Worker:
         self.next_slot = 0
         self.applications: list[Application] = []
         self.taken = self.given = self.discarded = 0
+        self.passed_on = self.hedged = 0
         self.occupied = 0
         self.timer_us = 0
 
@@ -96,11 +99,18 @@ class Worker:
         if header.kind == frame.DATA:
             length = len(data) - HEADER_BYTES
             piece = Piece(data[HEADER_BYTES:]) if length else None
-        if self.share.receive(header, data[HEADER_BYTES:], piece, length, simulation.loop.now_us):
-            assert piece is not None
+        now_us, stream, kept = simulation.loop.now_us, None, False
+        if piece is not None and simulation.random.random() < PASSED_ON:
+            stream = self.share.receive_next(header, length, now_us)
+        if stream is None:
+            kept = self.share.receive(header, data[HEADER_BYTES:], piece, length, now_us)
+        if piece is not None and (kept or stream is not None):
             self.taken += 1
             self.occupied += piece.occupied
             assert self.occupied <= self.share.pool.reserved, "more received than credit reserves"
+            if stream is not None:
+                self.passed_on += 1
+                self.deliver(stream, piece, length)
         for application in simulation.arrivals:
             application.on_turn_end()
         simulation.arrivals.clear()
@@ -263,6 +273,18 @@ class Worker:
             self.share.on_time(self.simulation.loop.now_us)
             self.simulation.loop.at(self.simulation.loop.now_us + TICK_US, self.tick)
             self.pump()
+            self._hedge()
+
+    def _hedge(self) -> None:
+        share, now_us = self.share, self.simulation.loop.now_us
+        for stripe, path in self.paths.items():
+            while not share.has_work and not self._is_foreign(stripe) and stripe.pipes[self.end].has_room:
+                kept = share.waiting.frame_for(path, now_us)
+                if kept is None:
+                    break
+                self.hedged += 1
+                stripe.pipes[self.end].send(share.frame_bytes(kept) if kept.slot == -1 else self.slots[kept.slot])
+                share.on_sent(kept, path, now_us)
 
     # The end
 
@@ -274,7 +296,7 @@ class Worker:
     def check_empty(self) -> None:
         """Nothing is left of all that passed."""
         share = self.share
-        assert not share.streams and not share.acks and not share.resends and not share.answers and not len(share.turns)
+        assert not share.streams and not share.acks and not share.resends and not share.answers and not share.turns
         assert not share._blocked and not share._busy and not share._delayed
         assert share.pool.reserved == 0 and self.occupied == 0
         assert not self.slots and self.taken == self.given + self.discarded

@@ -247,7 +247,8 @@ class Simulation:
         self.loop.run(self.loop.now_us + QUIET_US, lambda: False)
         for worker in self._all_workers():
             worker.check_empty()
-            if not self.faults.any and max(self.frame_sizes) <= SHORT_FRAME:
+            hedged = any(each.hedged for each in self._all_workers())
+            if not self.faults.any and not hedged and max(self.frame_sizes) <= SHORT_FRAME:
                 assert worker.share.reinjected_bytes == worker.share.duplicate_bytes == 0, "sent twice for no reason"
         for flow in self.flows.values():
             self._check_flow(flow)

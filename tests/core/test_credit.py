@@ -38,13 +38,13 @@ def test_credit_is_due_after_an_eighth_of_the_window() -> None:
     assert not window.due()
 
 
-def test_credit_is_due_after_an_eighth_of_the_frames() -> None:
+def test_credit_is_due_after_three_quarters_of_the_frames() -> None:
     window = opened(CreditPool(1 << 30))
-    window.on_consumed(1, 1, RTT_US, 1)
+    window.on_consumed(11, 11, RTT_US, 1)
     assert not window.due()
     window.on_consumed(1, 1, 2 * RTT_US, 1)
     assert window.due()
-    assert window.announce() == (INITIAL_WINDOW + 2, INITIAL_FRAMES + 2)
+    assert window.announce() == (INITIAL_WINDOW + 12, INITIAL_FRAMES + 12)
 
 
 def test_window_doubles_while_a_round_trip_takes_more_than_half_of_it() -> None:
@@ -153,3 +153,72 @@ def test_promises_are_kept(steps: list[tuple[int, int, int, int, bool]], total: 
     for window in windows.values():
         window.close()
     assert pool.reserved == 0
+
+
+def grown(pool: CreditPool, window_bytes: int) -> tuple[ReceiveWindow, int]:
+    """A window of that size, all of it announced, and the time."""
+    window, now_us = opened(pool, window_bytes), 0
+    while window.window < window_bytes:
+        now_us += RTT_US // 2
+        window.on_consumed(window.window - 1, 1, now_us, RTT_US)
+    window.announce()
+    return window, now_us
+
+
+def test_window_that_is_hardly_used_shrinks_where_the_pool_is_short() -> None:
+    pool = CreditPool(2 * reserve_bytes(CAP))
+    window, now_us = grown(pool, CAP)
+    assert pool.reserve(pool.total - pool.reserved)
+    credit = window.announce()[0]
+    for _ in range(2000):
+        now_us += 10 * RTT_US
+        window.on_consumed(1000, 1, now_us, RTT_US)
+        if window.due():
+            window.announce()
+    assert window.window == INITIAL_WINDOW and window.credit >= credit
+    assert pool.total - pool.reserved == reserve_bytes(CAP) - reserve_bytes(INITIAL_WINDOW)
+
+
+def test_window_that_is_hardly_used_stays_where_the_pool_is_not_short() -> None:
+    window, now_us = grown(CreditPool(10 * reserve_bytes(CAP)), CAP)
+    for _ in range(100):
+        now_us += 10 * RTT_US
+        window.on_consumed(1000, 1, now_us, RTT_US)
+    assert window.window == CAP
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("consume"), st.integers(0, CAP), st.integers(0, 20)),
+        st.tuples(st.just("blocked"), st.integers(0, CAP), st.just(0)),
+        st.tuples(st.just("announce"), st.just(0), st.just(0)),
+        st.tuples(st.just("others"), st.integers(0, 8), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@given(steps)
+def test_what_is_announced_is_always_reserved(script: list[tuple[str, int, int]]) -> None:
+    pool = CreditPool(3 * reserve_bytes(CAP))
+    window = opened(pool)
+    others, now_us = 0, 0
+    for step, amount, frames in script:
+        before = (window.credit, window.frames)
+        if step == "consume":
+            now_us += RTT_US * (1 + frames)
+            allowed = min(frames, window.frames - window.consumed_frames)
+            window.on_consumed(min(amount, window.credit - window.consumed), allowed, now_us, RTT_US)
+        elif step == "blocked":
+            window.on_blocked(window.credit, window.consumed + amount)
+        elif step == "announce":
+            window.announce()
+        else:
+            pool.give_back(others)
+            others = amount * reserve_bytes(CAP) // 4
+            others *= pool.reserve(others)
+        assert (window.credit, window.frames) >= before and window.frames >= before[1]
+        outstanding = 2 * (window.credit - window.consumed) + MIN_SLOT * (window.frames - window.consumed_frames)
+        assert pool.reserved - others >= max(outstanding, reserve_bytes(window.window))
+    window.close()
+    assert pool.reserved == others

@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 
 from workers.core.errors import RemoteProtocolError
 from workers.core.noise import AEADS, Suite, rekeyed
-from workers.core.record import OVERHEAD, RECORD_HEADER, REKEY_BYTES, SEALED_MAX_UNPROVEN, TAG, Opener, Sealer
+from workers.core.record import (
+    OVERHEAD,
+    RECORD_HEADER,
+    REKEY_BYTES,
+    SEALED_MAX_UNPROVEN,
+    SEALED_MIN,
+    TAG,
+    Opener,
+    Sealer,
+    whole_records,
+)
 
 KEY = bytes(range(32))
 MAX = 4096
@@ -187,3 +197,27 @@ def test_buffer_too_small_for_the_record_is_our_bug_and_uses_no_nonce_twice() ->
     opener = Opener(KEY, Suite.AES256GCM, MAX)
     with pytest.raises(RemoteProtocolError):
         open_(opener, seal(sealer, b"abc"))
+
+
+sealed_lengths = st.lists(st.integers(SEALED_MIN, 60), max_size=6)
+
+
+@given(sealed_lengths, st.integers(0, 3), st.integers(0, 400))
+def test_whole_records_are_found_wherever_the_data_is_cut(lengths: list[int], ahead: int, size: int) -> None:
+    wire = b"".join(length.to_bytes(4, "big") + bytes(length) for length in lengths)
+    ends = [sum(lengths[:count]) + RECORD_HEADER * count for count in range(len(lengths) + 1)]
+    ahead = min(ahead, len(wire))
+    head, data = wire[:ahead], wire[ahead : ahead + size]
+    whole, needed = whole_records(head, data, 60)
+    there = ahead + len(data)
+    reached = max(end for end in ends if end <= there)
+    assert whole == max(reached - ahead, 0)
+    following = next((end for end in ends if end > there), 0)
+    assert needed + ahead == (following if there >= reached + RECORD_HEADER else reached + RECORD_HEADER)
+
+
+@pytest.mark.parametrize("length", [0, SEALED_MIN - 1, 61, 2**32 - 1])
+def test_record_of_invalid_length_ends_the_whole_ones(length: int) -> None:
+    good = (20).to_bytes(4, "big") + bytes(20)
+    assert whole_records(b"", good + length.to_bytes(4, "big") + bytes(9), 60) == (24, 0)
+    assert whole_records(b"", length.to_bytes(4, "big"), 60) == (0, 0)

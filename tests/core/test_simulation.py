@@ -63,6 +63,8 @@ def test_seeds_bring_about_what_they_are_for(monkeypatch: pytest.MonkeyPatch) ->
         for worker in simulation.workers[frame.CLIENT].values():
             seen["reinjected"] += worker.share.reinjected_bytes
             seen["duplicates"] += worker.share.duplicate_bytes
+            seen["hedged"] += worker.hedged
+            seen["passed on"] += worker.passed_on
             seen["reset streams"] += worker.share.reset_streams
         for flow in simulation.flows.values():
             if flow.client.complete and flow.server is not None:
@@ -70,5 +72,5 @@ def test_seeds_bring_about_what_they_are_for(monkeypatch: pytest.MonkeyPatch) ->
                 seen["zero bytes"] += not flow.client.plan.source and not flow.server.plan.source
                 seen["server first"] += flow.client.plan.starts != "at once"
                 seen["both at once"] += len(flow.client.received) > 10_000 and len(flow.server.received) > 10_000
-    assert len(seen) == 16
+    assert len(seen) == 18
     assert all(seen.values()), seen

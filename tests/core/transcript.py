@@ -233,7 +233,7 @@ class Side:
         """Nothing is left of any stream."""
         share = self.share
         queues = (share.streams, share.acks, share.resends, share.answers, share._blocked, self.slots, self.pieces)
-        return not any(queues) and not len(share.turns) and share.pool.reserved == 0
+        return not any(queues) and not share.turns and not len(share.waiting) and share.pool.reserved == 0
 
 
 def client() -> Side:

@@ -2,12 +2,14 @@
 
 import os
 import tempfile
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from forwarder import config
-from forwarder.config import find_instance, load, overlap
+from forwarder.config import AUTO_MAX, find_instance, load, overlap
+from forwarder.effective import effective_toml
 from forwarder.errors import ConfigError
 from tests.forwarder.examples import CLIENT, EXAMPLES, KEY, KEY_TEXT, SERVER, second, write
 from workers.settings import Address, Key, LogSettings, Settings, StripeClientTunnel, StripeServerTunnel
@@ -102,7 +104,7 @@ def test_every_key_of_a_client_arrives(tmp_path: Path) -> None:
                 local=Address("::", 65535),
                 remote_end=Address("2001:db8::1", 1),
                 somaxconn=4096,
-                source="2001:db8::2",
+                sources=("2001:db8::2",),
                 window_max_bytes=16384,
                 frame_max_bytes=4096,
                 resume_timeout_s=3600,
@@ -114,6 +116,23 @@ def test_every_key_of_a_client_arrives(tmp_path: Path) -> None:
             ),
         ),
     )
+
+
+def test_several_hosts_and_sources_and_automatic_stripes_arrive(tmp_path: Path) -> None:
+    text = (
+        CLIENT_WITH_EVERYTHING.replace('"[2001:db8::1]"', '["2001:db8::1", "server.example.net"]')
+        .replace('"2001:DB8::2"', '["2001:DB8::2", "2001:db8::3"]')
+        .replace("4096\n", '"auto"\n')
+    )
+    file = write(tmp_path, "client", text)
+    file.chmod(0o600)
+    (tunnel,) = load(file).settings.client_tunnels
+    assert tunnel.remote_ends == (Address("2001:db8::1", 1), Address("server.example.net", 1))
+    assert tunnel.sources == ("2001:db8::2", "2001:db8::3")
+    assert tunnel.auto and tunnel.somaxconn == AUTO_MAX
+    shown = tomllib.loads(effective_toml(load(file).settings))["tunnel"][0]
+    assert shown["host"] == ["2001:db8::1", "server.example.net"]
+    assert (shown["source"], shown["somaxconn"]) == (["2001:db8::2", "2001:db8::3"], "auto")
 
 
 def test_every_key_of_a_server_tunnel_arrives(tmp_path: Path) -> None:
@@ -149,7 +168,7 @@ def test_every_key_of_a_server_tunnel_arrives(tmp_path: Path) -> None:
 
 def test_settings_are_plain_values(tmp_path: Path) -> None:
     tunnel = load(write(tmp_path, "client", CLIENT_WITH_EVERYTHING)).settings.client_tunnels[0]
-    plain = {int, float, str, Address}
+    plain = {bool, int, float, str, tuple, Address}
     assert {type(getattr(tunnel, field)) for field in tunnel.__struct_fields__} <= plain
     assert {type(tunnel.local.host), type(tunnel.remote_end.host)} == {str}
 

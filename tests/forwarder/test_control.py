@@ -234,7 +234,7 @@ class TestRequest:
         with pytest.raises(ControlError, match="no instance is running"):
             self.ask(tmp_path / "s")
 
-    @pytest.mark.parametrize("answer", [b"", b"[]\n", b'{"half"', b"\xff\n"])
+    @pytest.mark.parametrize("answer", [b"", b"[]\n", b'{"half"', b"\xff\n", b"[" * 9999])
     def test_answer_that_is_none(self, tmp_path: Path, answer: bytes) -> None:
         self.serve(tmp_path / "s", answer)
         with pytest.raises(ControlError, match="expected a line of JSON"):

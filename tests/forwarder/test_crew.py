@@ -1,6 +1,7 @@
 """Workers that hang, start slowly or die, as the crew's ticks see them."""
 
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -121,6 +122,21 @@ class TestChannel:
         with pytest.raises(ValueError):
             list(worker.receive())
         assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_message_whose_descriptor_finds_none_free_is_lost_and_no_more(
+        self, ends: tuple[Worker, socket.socket]
+    ) -> None:
+        worker, theirs = ends
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest_free = os.dup(theirs.fileno())
+        os.close(lowest_free)
+        socket.send_fds(theirs, [msgspec.msgpack.encode(StatusReply(3))], [theirs.fileno()])
+        theirs.send(msgspec.msgpack.encode(Drained()))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+        try:
+            assert list(worker.receive()) == [(Drained(), [])]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
     def test_worker_that_reads_nothing_is_killed(
         self, ends: tuple[Worker, socket.socket], monkeypatch: pytest.MonkeyPatch

@@ -6,11 +6,12 @@ from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forwarder.cli import one_line
-from forwarder.document import convert, parse, shown
+from forwarder.document import convert, key_path, parse, shown
 from forwarder.errors import ConfigError
 from forwarder.starter import starter_text
 from tests.forwarder.examples import KEY_TEXT
@@ -76,6 +77,12 @@ def test_a_key_put_anywhere_is_not_shown() -> None:
                 container = container[step]
             container[path[-1]] = KEY_TEXT
             assert_one_mistake(document)
+
+
+@pytest.mark.parametrize("text", [KEY_TEXT, f"10.0.0.5:{KEY_TEXT}", f"{KEY_TEXT}\n"])
+def test_what_holds_a_key_is_not_shown(text: str) -> None:
+    assert KEY_TEXT not in shown(text)
+    assert KEY_TEXT not in key_path({}, ["tunnel", text])
 
 
 @given(st.text(alphabet='ab=[]{}"\n.,#1 \\', max_size=40))

@@ -142,6 +142,23 @@ def test_rotated_file_is_reopened(tmp_path: Path) -> None:
     output.close()
 
 
+def test_standard_error_goes_where_the_log_goes(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    before = os.dup(2)
+    output = FileOutput(str(path))
+    try:
+        output.take_standard_error()
+        os.write(2, b"last words\n")
+        rotated = path.rename(tmp_path / "log.1")
+        output.reopen()
+        os.write(2, b"more of them\n")
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        output.close()
+    assert (rotated.read_bytes(), path.read_bytes()) == (b"last words\n", b"more of them\n")
+
+
 def test_reopen_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
     output = FileOutput(str(tmp_path / "dir" / "log"))

@@ -16,6 +16,9 @@ GRACE = 'expected a time from "0s" to "168h", such as "250ms", "10s" or "5m"'
 PORT = "expected a port from 1 to 65535"
 ENDPOINT = 'expected a host and a port, such as "127.0.0.1:8080", "[::]:8080" or "name:8080"'
 HOST = "expected a host name, an IPv4 or an IPv6 address"
+HOSTS = f"{HOST}, or an array of such"
+SOURCES = "expected an IPv4 or IPv6 address of this host, or an array of such"
+STRIPES = 'expected a number from 1 to 4096, or "auto", found'
 NAME = "expected 1 to 64 letters, digits, dots, dashes and underscores that start with a letter or digit"
 KEY = "expected 32 bytes in base64"
 TAKEN = "expected a port that no other tunnel listens on, found"
@@ -44,7 +47,7 @@ REPLACED = [
     ("server", '"server"', '"client"', f"client: {SERVER_ONLY}"),
     ("client", "[auth]", "wrokers = 2\n[auth]", f'wrokers: expected a known key, such as "workers", {UNKNOWN}'),
     ("client", "[auth]", "zzz = 2\n[auth]", f"zzz: expected a known key, {UNKNOWN}"),
-    ("client", "[auth]", '"a\\nb" = 2\n[auth]', f"a\\nb: expected a known key, {UNKNOWN}"),
+    ("client", "[auth]", '"a\\nb" = 2\n[auth]', f'"a\\nb": expected a known key, {UNKNOWN}'),
     # General keys
     *(
         ("client", "[auth]", f"{line}\n[auth]", message)
@@ -153,9 +156,9 @@ REPLACED = [
         ]
     ),
     # Tunnels of a client
-    ("client", 'host = "server.example.net"\n', "", f"{WEB}.host: {HOST}, found nothing"),
+    ("client", 'host = "server.example.net"\n', "", f"{WEB}.host: {HOSTS}, found nothing"),
     *(
-        ("client", '"server.example.net"', value, f"{WEB}.host: {HOST}, found {value}")
+        ("client", '"server.example.net"', value, f"{WEB}.host: {HOSTS}, found {value}")
         for value in ('""', '"10.0.0.256"', '"server:9000"', '"[10.0.0.1]"', '"http://server/"', '"a..b"', "1")
     ),
     ("client", "local_port = 8080\n", "", f"{WEB}.local_port: expected local_port or local, found neither"),
@@ -173,13 +176,13 @@ REPLACED = [
             "8080",
         )
     ),
-    ("client", "8080", "8080\nsomaxconn = 0", f"{WEB}.somaxconn: expected a number from 1 to 4096, found 0"),
-    ("client", "8080", "8080\nsomaxconn = 4097", f"{WEB}.somaxconn: expected a number from 1 to 4096, found 4097"),
+    ("client", "8080", "8080\nsomaxconn = 0", f"{WEB}.somaxconn: {STRIPES} 0"),
+    ("client", "8080", "8080\nsomaxconn = 4097", f"{WEB}.somaxconn: {STRIPES} 4097"),
     (
         "client",
         "8080",
         '8080\nsource = "eth0"',
-        f'{WEB}.source: expected an IPv4 or IPv6 address of this host, found "eth0"',
+        f'{WEB}.source: {SOURCES}, found "eth0"',
     ),
     (
         "client",
@@ -187,6 +190,16 @@ REPLACED = [
         '10.0.0.1"\nsource = "::1"',
         f'{WEB}.source: expected an IPv4 address, as host is one, found "::1"',
     ),
+    (
+        "client",
+        '"server.example.net"',
+        '["10.0.0.1", "10.0.0.2", "10.0.0.3"]\nsource = ["10.1.0.1", "::1"]',
+        f'{WEB}.source: expected an IPv4 address, as host is one, found "::1"',
+    ),
+    ("client", "8080", "8080\nsource = []", f"{WEB}.source: {SOURCES}, found an empty array"),
+    ("client", "8080", '8080\nsource = ["10.0.0.1", 4]', f"{WEB}.source: {SOURCES}, found an array"),
+    ("client", "8080", '8080\nsomaxconn = "Auto"', f'{WEB}.somaxconn: {STRIPES} "Auto"'),
+    ("client", "8080", "8080\nsomaxconn = true", f"{WEB}.somaxconn: {STRIPES} true"),
     ("client", "8080", '8080\nidle_timeout = ""', f'{WEB}.idle_timeout: {TIME}, found ""'),
     ("client", "8080", "8080\ndial_rate = 0", f"{WEB}.dial_rate: {RATE} 0"),
     ("client", "8080", "8080\ndial_rate = nan", f"{WEB}.dial_rate: {RATE} nan"),

@@ -169,3 +169,48 @@ def test_stripe_in_the_middle_of_a_record_notices_the_end(bench: Bench) -> None:
     bench.peer.close()
     bench.read()
     assert bench.session.lost == ["closed by the peer"]
+
+
+def test_stripe_keeps_no_partial_record_where_others_have_used_up_the_memory(bench: Bench) -> None:
+    first, small = bench.record(100)
+    bench.peer.sendall(small)
+    bench.read()  # proven: large records may follow
+    second, another = bench.record(100)
+    third, large = bench.record(30_000)
+    memory = bench.session.memory
+    memory.partial_left = 0
+    bench.peer.sendall(another + large[:2000])
+    bench.read()
+    assert bench.session.frames == [first, second] and bench.stripe._body is None
+    assert not bench.readable(0.05), "woken before the rest is there"
+    bench.peer.sendall(large[2000:])
+    bench.read()
+    assert bench.session.frames == [first, second, third] and memory.partial_left == 0
+
+
+def test_stripe_gives_back_what_a_partial_record_took(bench: Bench) -> None:
+    _, small = bench.record(100)
+    _, large = bench.record(30_000)
+    memory = bench.session.memory
+    before = memory.partial_left
+    bench.peer.sendall(small + large[:2000])
+    bench.read()
+    assert memory.partial_left == before - (len(large) - RECORD_HEADER)
+    bench.peer.sendall(large[2000:] + bench.record(30_000)[1][:2000])
+    bench.read()
+    assert memory.partial_left < before
+    bench.stripe.close()
+    assert memory.partial_left == before
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\0\0\0", b"\xff" * 4], ids=["end", "length 0", "length 2^32 - 1"])
+def test_stripe_short_of_memory_notices_an_end_and_garbage(bench: Bench, sent: bytes) -> None:
+    first, small = bench.record(100)
+    bench.session.memory.partial_left = 0
+    bench.peer.sendall(small + sent)
+    if not sent:
+        bench.peer.close()
+    bench.read()
+    if not bench.session.lost:
+        bench.read()
+    assert bench.session.frames == [first] and bench.session.lost

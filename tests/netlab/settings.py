@@ -43,8 +43,8 @@ class Link:
 class Connection:
     """The limits of each connection that this rule takes. A pair is (up, down), one value is for both.
 
-    A rule with a `port` takes every connection with that port at either end. The other rules are dealt out in turn
-    to the other connections, in order of first appearance, starting again after the last.
+    A rule with a `port` takes connections with that port at either end, the other rules take the others. Several rules
+    for the same connections are dealt out in turn, in order of first appearance, starting again after the last.
     """
 
     rate_bps: Pair = 0.0

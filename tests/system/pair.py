@@ -32,16 +32,18 @@ KEY_ID = "laptop"
 
 class Pair:
     """`workers` are the client's and the server's. `client` and `server` are more lines of TOML for the top of each
-    file, `client_tunnel` and `server_tunnel` for the tunnel. `address` is the server's, as `host` names it."""
+    file, `client_tunnel` and `server_tunnel` for the tunnel. `address` is the server's, as `host` names it.
+
+    Before a start, `modules` and `environment` may name another program than `forwarder`, and what to tell it."""
 
     def __init__(
         self,
         lab: Lab,
         *,
         workers: tuple[int, int] = (1, 1),
-        somaxconn: int = 10,
+        somaxconn: int | str = 10,
         congestion: str | None = "cubic",
-        address: str | None = None,
+        address: str | list[str] | None = None,
         host_port: int = 9000,
         local_port: int = 8080,
         target_port: int = 8000,
@@ -58,6 +60,8 @@ class Pair:
         self.host_port, self.local_port, self.target_port = host_port, local_port, target_port
         self.folder = Path(tempfile.mkdtemp(prefix="forwarder-pair-"))
         self.processes: dict[str, subprocess.Popen[Any]] = {}
+        self.modules = {end: ["forwarder"] for end in ENDS}
+        self.environment: dict[str, dict[str, str]] = {end: {} for end in ENDS}
         self._start = start
         control = f'congestion = "{congestion}"\n' if congestion else ""
         (self.folder / "laptop.key").write_bytes(base64.b64encode(os.urandom(32)))
@@ -67,8 +71,8 @@ class Pair:
             client,
             f'[auth]\nkey_id = "{KEY_ID}"\nkey_file = "laptop.key"',
             (
-                f'host = "{self.address}"\nhost_port = {host_port}\nlocal_port = {local_port}\n'
-                f"somaxconn = {somaxconn}\n{control}{client_tunnel}"
+                f"host = {json.dumps(self.address)}\nhost_port = {host_port}\nlocal_port = {local_port}\n"
+                f"somaxconn = {json.dumps(somaxconn)}\n{control}{client_tunnel}"
             ),
         )
         self._write(
@@ -89,7 +93,7 @@ class Pair:
             try:
                 self.start("server")
                 self.start("client")
-                self.wait_carriers(self.somaxconn)
+                self.wait_carriers(1 if isinstance(self.somaxconn, str) else self.somaxconn)
             except BaseException:
                 self.close()
                 raise
@@ -112,19 +116,23 @@ class Pair:
         """Both logs, for a failure."""
         return f"\n--- client\n{self.log('client')}\n--- server\n{self.log('server')}"
 
-    def start(self, end: str) -> None:
-        """Start that end, and wait until it says that it is ready."""
-        seen = self.log(end).count("forwarder is ready")
-        with open(self.folder / f"{end}.log", "ab") as log:
+    def start(self, end: str, output: str | None = None) -> None:
+        """Start that end, and wait until it is ready. output: where its standard error goes instead of the log."""
+        with open(output or self.folder / f"{end}.log", "ab") as log:
             self.processes[end] = self.lab.popen(
                 end,
-                [sys.executable, "-m", "forwarder", "start", "-c", str(self.config(end))],
+                [sys.executable, "-m", *self.modules[end], "start", "-c", str(self.config(end))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=Path(__file__).parents[2],
+                env=os.environ | self.environment[end],
             )
-        self.wait(lambda: self.log(end).count("forwarder is ready") > seen, f"{end} is ready")
+        self.wait(lambda: self._is_ready(end), f"{end} is ready")
+
+    def _is_ready(self, end: str) -> bool:
+        status = self.status(end)
+        return all(worker["state"] == "up" for worker in status["workers"])
 
     def stop(self, end: str, sig: int = signal.SIGTERM, timeout_s: float = 40.0) -> int:
         """Send a signal to that end's supervisor and wait for its exit code."""
@@ -145,12 +153,12 @@ class Pair:
 
     # Looking inside
 
-    def status(self, end: str) -> dict[str, Any]:
-        """`status --json` of that end, by its control socket."""
+    def status(self, end: str, *, counts: bool = False) -> dict[str, Any]:
+        """`status --json` of that end, by its control socket; counts: and what its workers have open."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
             control.settimeout(10)
             control.connect(str(self.folder / f"{end}.sock"))
-            control.sendall(b'{"command":"status"}\n')
+            control.sendall(json.dumps({"command": "status", "counts": counts}).encode() + b"\n")
             answer = b""
             while not answer.endswith(b"\n") and (data := control.recv(1 << 20)):
                 answer += data
@@ -174,7 +182,7 @@ class Pair:
 
     def open_counts(self, end: str) -> list[dict[str, int]]:
         """What each worker holds: level when nothing goes on."""
-        counts: list[dict[str, int]] = self.status(end)["open"]
+        counts: list[dict[str, int]] = self.status(end, counts=True)["open"]
         return counts
 
     def wait_carriers(self, count: int, timeout_s: float = START_S) -> None:

@@ -1,18 +1,15 @@
 """What breaks, and what applications see of it: stripes, workers, whole instances and the link."""
 
-import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.netlab import Lab, LabUnavailable, Link
 from tests.system.pair import ENDS, Pair
+from tests.system.processes import is_alive, kill_worker, levels, wait_level, wait_serving, workers
 from tests.system.traffic import RESET, WHOLE, Traffic
 
 SOON_S = 5.0
@@ -41,37 +38,6 @@ def link() -> Iterator[Lab]:
         pytest.skip(str(why))
 
 
-def is_alive(pid: int) -> bool:
-    """A zombie is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def workers(pair: Pair, end: str) -> list[dict[str, Any]]:
-    """By slot."""
-    found: list[dict[str, Any]] = sorted(pair.status(end)["workers"], key=lambda worker: worker["id"])
-    return found
-
-
-def kill_worker(pair: Pair, end: str, slot: int) -> float:
-    """SIGKILL; returns when."""
-    os.kill(workers(pair, end)[slot]["pid"], signal.SIGKILL)
-    return time.monotonic()
-
-
-def all_up(pair: Pair, end: str) -> bool:
-    return all(worker["state"] == "up" for worker in workers(pair, end))
-
-
-def wait_serving(pair: Pair) -> None:
-    """Every worker is up, every stripe too."""
-    for end in ENDS:
-        pair.wait(partial(all_up, pair, end), f"workers at the {end}")
-    pair.wait_carriers(pair.somaxconn)
-
-
 def await_reset(sock: socket.socket, timeout_s: float) -> float:
     """Reads to the end, which has to be a reset and not an end of stream; returns when it came."""
     sock.settimeout(timeout_s)
@@ -80,24 +46,6 @@ def await_reset(sock: socket.socket, timeout_s: float) -> float:
             pass
         pytest.fail("the stream ended as if it were complete")
     return time.monotonic()
-
-
-def levels(pair: Pair) -> dict[str, Any]:
-    """What has to be level: each worker's counts, and the supervisors' descriptors and children."""
-    found: dict[str, Any] = {end: pair.open_counts(end) for end in ENDS}
-    for end, process in pair.processes.items():
-        found[f"{end} descriptors"] = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        found[f"{end} children"] = [is_alive(int(child)) for child in children]
-    return found
-
-
-def wait_level(pair: Pair, before: dict[str, Any]) -> None:
-    """Until the levels are what they were; soon."""
-    deadline = time.monotonic() + 10
-    while (now := levels(pair)) != before:
-        assert time.monotonic() < deadline, f"left open: {now}\nbefore: {before}"
-        time.sleep(0.2)
 
 
 # Workers

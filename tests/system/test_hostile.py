@@ -21,7 +21,7 @@ from workers.core import frame
 from workers.core.handshake import ClientHandshake, Hello, Mode, WorkerId
 from workers.core.noise import Suite
 from workers.core.record import Opener, Sealer
-from workers.io.server import MAX_PENDING_PER_ADDRESS
+from workers.io.pending import MAX_PENDING_PER_ADDRESS
 
 DEADLINE_S = 2.0
 """The server's handshake_timeout."""
@@ -39,6 +39,7 @@ class Service:
         self.key = base64.b64decode((pair.folder / "laptop.key").read_bytes())
         self.carriers = self.stripe_ids()
         self.memory_kib = self.resident_kib()
+        self.serials: dict[int, int] = {}
         self.exchange: Exchange = traffic.open(1, total_bytes=1 << 30, rate_bps=20e6)[0]
 
     def connect(self) -> socket.socket:
@@ -80,8 +81,9 @@ class Service:
         handshake = self.hello(**changes)
         sock = self.connect()
         sock.sendall(handshake.message_to_send)
-        while handshake.receive(sock.recv(4096)) is None:
+        while (welcome := handshake.receive(sock.recv(4096))) is None:
             pass
+        self.serials = {worker.slot: worker.serial for worker in welcome.roster}
         send_key, receive_key = handshake.split()
         return sock, Sealer(send_key, Suite.AES256GCM), Opener(receive_key, Suite.AES256GCM, FRAME_MAX)
 
@@ -199,14 +201,19 @@ def test_slow_drip_does_not_move_the_deadline(service: Service) -> None:
 # With a genuine message 1
 
 
-def test_replayed_message_1_is_answered_and_leaves_nothing(service: Service) -> None:
+def test_message_1_is_answered_once_and_leaves_nothing(service: Service) -> None:
     message = service.hello(carrier_index=1).message_to_send
     flows = service.pair.tunnel("server")["flows_total"]
     opened = [service.connect() for _ in range(3)]
+    answers = []
     for sock in opened:
         sock.sendall(message)
-    answers = {sock.recv(1024) for sock in opened}
-    assert len(answers) == 3 and all(answers)
+        sock.settimeout(0.5)
+        try:
+            answers.append(sock.recv(1024))
+        except TimeoutError:
+            answers.append(b"")
+    assert answers[0] and answers[1:] == [b"", b""]
     assert service.stripe_ids() == service.carriers
     tunnel = service.pair.tunnel("server")
     assert tunnel["flows_total"] == flows and len(tunnel["sessions"]) == 1
@@ -257,6 +264,22 @@ def test_garbage_after_the_first_record_ends_that_session_only(service: Service)
             received, how, ended_s = ending(sock)
             assert received == b"" and how != "open" and ended_s - began_s < LATE_S, what
     service.pair.wait(lambda: len(service.pair.tunnel("server")["sessions"]) == 1, "end of the strange sessions", 5)
+    service.assert_untouched()
+
+
+def test_frame_for_another_worker_that_breaks_the_protocol_ends_its_stripe(service: Service) -> None:
+    """Over the mesh: the stripe's worker is not the one that finds out."""
+    sock, sealer, _ = service.shake_hands()
+    with sock:
+        sock.sendall(seal(sealer, frame.pack(frame.PING, 0, 0, 0, 5)))
+        assert sock.recv(1024)
+        flow = frame.flow_id(frame.CLIENT, 0, 1, 77, 0)
+        opening = frame.pack(frame.DATA, frame.OPENING, service.serials[1], flow, 1 << 30) + b"beyond any credit"
+        sock.sendall(seal(sealer, opening))
+        began_s = time.monotonic()
+        _, how, ended_s = ending(sock)
+        assert how != "open" and ended_s - began_s < LATE_S
+    service.pair.wait(lambda: len(service.pair.tunnel("server")["sessions"]) == 1, "end of the strange session", 5)
     service.assert_untouched()
 
 

@@ -189,6 +189,15 @@ def test_rules_give_connections_different_delays_and_ports_come_first() -> None:
 
 
 @rerun_if_void()
+def test_rules_for_one_port_are_dealt_out_in_turn_whatever_other_ports_do() -> None:
+    rules = [Connection(delay_ms=10, port=4444), Connection(delay_ms=30, port=4444), Connection(delay_ms=50)]
+    with Lab(connections=rules) as lab:
+        took = [handshake_ms(lab, port=port) for port in (4444, 4441, 4444, 4442, 4444)]
+        lab.check(p99_ms=4)
+    assert took == pytest.approx([20, 100, 60, 100, 20], abs=8)
+
+
+@rerun_if_void()
 def test_rules_give_connections_different_rates_and_a_connection_can_be_limited_later() -> None:
     rules = [Connection(rate_bps=8e6), Connection(rate_bps=2e6)]
     with Lab(connections=rules) as lab, tcp(lab) as first, tcp(lab) as second:

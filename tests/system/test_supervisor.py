@@ -122,7 +122,7 @@ class Rig:
         return self.states() == ["up"] * workers
 
     def status(self) -> dict[str, Any]:
-        return request(self.socket, {"command": "status"}, PATIENCE_S)
+        return request(self.socket, {"command": "status", "counts": True}, PATIENCE_S)
 
     def events(self, event: str, slot: int | None = None) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.journal.read_text().splitlines()] if self.journal.exists() else []
@@ -199,6 +199,13 @@ def test_status_merges_the_workers_reports(rig: Rig) -> None:
     (session,) = tunnel["sessions"]  # the same session id in both workers
     assert tunnel["state"] == "up" and tunnel["flows_open"] == 6 and session["carriers_up"] == 10
     assert rig.socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_open_is_counted_only_for_who_asks(rig: Rig) -> None:
+    rig.start()
+    assert "open" not in request(rig.socket, {"command": "status"}, PATIENCE_S)
+    assert len(request(rig.socket, {"command": "status", "counts": True}, PATIENCE_S)["open"]) == 2
+    assert "open" not in request(rig.socket, {"command": "status"}, PATIENCE_S)
 
 
 def test_mute_worker_is_down_in_the_status(rig: Rig) -> None:
@@ -373,6 +380,16 @@ def test_second_instance_is_refused_and_the_first_goes_on(rig: Rig) -> None:
     assert rig.status()["pid"] == first.pid
 
 
+def test_refused_start_writes_nothing_into_the_log_of_the_first(rig: Rig) -> None:
+    settings: dict[str, Any] = {"log": LogSettings(file=str(rig.directory / "log")), "pid_file": True}
+    rig.start(**settings)
+    before = (rig.directory / "log").read_text()
+    for changes in ({}, {"control_socket": str(rig.directory / "other.sock")}):
+        code, stderr = rig.end(rig.start(ready=False, **settings, **changes))
+        assert code == 69 and "already running" in stderr
+    assert (rig.directory / "log").read_text() == before
+
+
 def test_held_pid_file_is_refused(rig: Rig) -> None:
     first = rig.start(pid_file=True)
     other = rig.directory / "other.sock"
@@ -398,12 +415,24 @@ def test_daemon_returns_once_it_serves(rig: Rig) -> None:
     assert rig.end(starter) == (0, "")
     rig.daemon_pid = pid = int(rig.pid_file.read_text())
     assert rig.all_up(2) and rig.status()["pid"] == pid != starter.pid
-    assert os.readlink(f"/proc/{pid}/cwd") == "/" and os.readlink(f"/proc/{pid}/fd/2") == "/dev/null"
+    assert os.readlink(f"/proc/{pid}/cwd") == "/" and os.readlink(f"/proc/{pid}/fd/2") == str(log_file)
     assert os.getsid(pid) not in (pid, os.getsid(0))
     assert request(rig.socket, {"command": "stop", "now": False}, PATIENCE_S) == {"stopping": True, "pid": pid}
     wait_until(lambda: not is_alive(pid), "the daemon's end", 1)
     assert "forwarder has stopped" in log_file.read_text()
     rig.assert_nothing_left()
+
+
+def test_daemon_leaves_its_last_words_in_the_log_also_after_a_rotation(rig: Rig) -> None:
+    log_file = rig.directory / "log"
+    assert rig.end(rig.start(daemon=True, pid_file=True, ready=False, log=LogSettings(file=str(log_file)))) == (0, "")
+    rig.daemon_pid = pid = int(rig.pid_file.read_text())
+    log_file.rename(rig.directory / "log.1")
+    os.kill(pid, signal.SIGHUP)
+    wait_until(lambda: os.readlink(f"/proc/{pid}/fd/2") == str(log_file), "a new standard error")
+    assert rig.worker_pids() and all(
+        os.readlink(f"/proc/{worker}/fd/2") == str(rig.directory / "log.1") for worker in rig.worker_pids()
+    )
 
 
 def test_daemon_that_cannot_start_tells_its_starter(rig: Rig) -> None:

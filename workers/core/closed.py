@@ -22,6 +22,11 @@ class SeenCounters:
         self._next = -1
         self._gaps: list[tuple[int, int]] = []
 
+    @property
+    def gaps(self) -> int:
+        """How many gaps there are: they are what this memory costs."""
+        return len(self._gaps)
+
     def admit(self, counter: int) -> bool:
         """Whether `counter` is new; from now on it is not. RemoteProtocolError where that leaves too many gaps."""
         if self._next < 0:

@@ -2,7 +2,8 @@
 
 A stream's window starts at INITIAL_WINDOW and doubles while the application takes more than half a window in one round
 trip (dynamic right-sizing, as TCP's receive buffer does), and while it keeps up with a sender that is blocked, up to a
-cap. The credit pool of a worker bounds the sum: a frame of n bytes may occupy a slot of up to 2n bytes and at least
+cap. Where the pool is short, a window that is hardly used halves: what was announced stays, and credit runs down to it.
+The credit pool of a worker bounds the sum: a frame of n bytes may occupy a slot of up to 2n bytes and at least
 4 KiB, so a window reserves what its worst case occupies. The sum of all pools stays below the ingress quota of any one
 arena, so whatever arrives finds a slot.
 """
@@ -55,6 +56,11 @@ class CreditPool:
         self.reserved += amount
         return True
 
+    @property
+    def is_short(self) -> bool:
+        """Whether windows can soon not grow any more, so that those that are hardly used should shrink."""
+        return 8 * self.reserved > 5 * self.total or (self._worker is not None and self._worker.is_short)
+
     def give_back(self, amount: int) -> None:
         """Return what `reserve` and `reserve_growth` took."""
         self.reserved -= amount
@@ -64,13 +70,17 @@ class CreditPool:
 
 
 class ReceiveWindow:
-    """One stream's credit, as its receiver grants it. Reserves from the pool; `close` gives back."""
+    """One stream's credit, as its receiver grants it. Reserves from the pool; `close` gives back.
+
+    Invariant: `_reserved` is what the window can occupy, and what the announced credit can.
+    """
 
     __slots__ = (
         "_grown_at",
         "_mark",
         "_mark_us",
         "_pool",
+        "_reserved",
         "cap",
         "consumed",
         "consumed_frames",
@@ -82,6 +92,7 @@ class ReceiveWindow:
     def __init__(self, pool: CreditPool, cap: int, now_us: int) -> None:
         """The caller has reserved reserve_bytes(INITIAL_WINDOW) from the pool."""
         self._pool = pool
+        self._reserved = reserve_bytes(INITIAL_WINDOW)
         self.cap = cap
         self._grown_at = 0
         self._mark = 0
@@ -108,7 +119,20 @@ class ReceiveWindow:
         else:
             if 2 * taken * rtt_us > self.window * elapsed:
                 self._grow()
+            elif self.window > INITIAL_WINDOW and 8 * taken * rtt_us < self.window * elapsed and self._pool.is_short:
+                self.window = max(self.window >> 1, INITIAL_WINDOW)
             self._mark, self._mark_us = self.consumed, now_us
+        if self._reserved > reserve_bytes(self.window):
+            self._return_surplus()
+
+    def _return_surplus(self) -> None:
+        """The window has shrunk, and some of what had been announced before is used up."""
+        most = max(self.credit - self.consumed, self.window)
+        most_frames = max(self.frames - self.consumed_frames, frames_allowed(self.window))
+        surplus = self._reserved - (2 * most + MIN_SLOT * most_frames)
+        if surplus > 0:
+            self._reserved -= surplus
+            self._pool.give_back(surplus)
 
     def on_blocked(self, end: int, delivered: int) -> bool:
         """The sender was out of credit at `end`, where the application had been given all below `delivered`.
@@ -123,16 +147,21 @@ class ReceiveWindow:
 
     def _grow(self) -> bool:
         window = min(2 * self.window, self.cap)
-        if window > self.window and self._pool.reserve_growth(reserve_bytes(window) - reserve_bytes(self.window)):
-            self.window = window
-            return True
-        return False
+        missing = reserve_bytes(window) - self._reserved
+        if window <= self.window or (missing > 0 and not self._pool.reserve_growth(missing)):
+            return False
+        self._reserved += max(missing, 0)
+        self.window = window
+        return True
 
     def due(self) -> bool:
-        """Whether an eighth of the window, or of its frames, was consumed since credit was last announced."""
+        """Whether an eighth of the window, or three quarters of its frames, was consumed and not yet announced.
+
+        Sixteen small frames are the first window: an ACK for every other one made up a third of the work.
+        """
         behind = self.consumed + self.window - self.credit
         frames = frames_allowed(self.window)
-        return 8 * behind >= self.window or 8 * (self.consumed_frames + frames - self.frames) >= frames
+        return 8 * behind >= self.window or 4 * (self.consumed_frames + frames - self.frames) >= 3 * frames
 
     def announce(self) -> tuple[int, int]:
         """The credit to put into an ACK: (offset, frames). Never shrinks."""
@@ -142,4 +171,4 @@ class ReceiveWindow:
 
     def close(self) -> None:
         """Give the reservation back. Once."""
-        self._pool.give_back(reserve_bytes(self.window))
+        self._pool.give_back(self._reserved)

@@ -16,6 +16,7 @@ responder checks its tag before any X25519, and who lacks the psk costs it a few
 import hashlib
 import hmac
 from enum import Enum, IntEnum
+from functools import lru_cache
 from struct import Struct
 
 from cryptography.exceptions import InvalidTag
@@ -101,7 +102,8 @@ class NoiseNNpsk0:
         self._remote_ephemeral = b""
         self._turn = _Turn.WRITE_1 if initiator else _Turn.READ_1
         self._mix_hash(prologue)
-        self._mix_key_and_hash(psk)
+        self._chaining_key, mixed, self._key = _mixed_psk(self._chaining_key, psk)
+        self._mix_hash(mixed)
 
     @property
     def handshake_hash(self) -> bytes:
@@ -174,10 +176,6 @@ class NoiseNNpsk0:
     def _mix_key(self, material: bytes) -> None:
         self._chaining_key, self._key = _hkdf(self._chaining_key, material, 2)
 
-    def _mix_key_and_hash(self, material: bytes) -> None:
-        self._chaining_key, mixed, self._key = _hkdf(self._chaining_key, material, 3)
-        self._mix_hash(mixed)
-
     def _mix_hash(self, data: bytes) -> None:
         self._hash = hashlib.sha256(self._hash + data).digest()
 
@@ -187,6 +185,16 @@ class NoiseNNpsk0:
     def _nonce(self) -> bytes:
         # A fresh key is mixed before each payload, so the counter never gets beyond 0.
         return NONCES[self._suite].pack(0)
+
+
+@lru_cache(maxsize=256)
+def _mixed_psk(chaining_key: bytes, psk: bytes) -> tuple[bytes, bytes, bytes]:
+    """MixKeyAndHash of a psk, which comes first: (chaining key, what goes into the hash, key).
+
+    The same in every handshake with that psk, and half of what refusing a wrong one costs: it is remembered.
+    """
+    chaining_key, mixed, key = _hkdf(chaining_key, psk, 3)
+    return chaining_key, mixed, key
 
 
 def _hkdf(chaining_key: bytes, material: bytes, outputs: int) -> list[bytes]:

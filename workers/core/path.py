@@ -16,6 +16,7 @@ class Path:
 
     `stalled` paths get no new data until something that was sent on them is received, or until `retry_us`; one path
     that is not stalled is always left, if there is any path. `stalls` counts timeouts since something was received.
+    `held_up`: the carrier's owner says that it stalls, and nothing was received since.
     """
 
     __slots__ = (
@@ -23,6 +24,7 @@ class Path:
         "_next_place",
         "acked_place",
         "generation",
+        "held_up",
         "index",
         "lost",
         "retry_us",
@@ -37,7 +39,7 @@ class Path:
         self.index = index
         self.generation = generation
         self.rtt = RttEstimator()
-        self.stalled = False
+        self.stalled = self.held_up = False
         self.stalls = 0
         self.retry_us = 0
         self.lost = False
@@ -59,7 +61,7 @@ class Path:
         if frame.sends == 1:
             self.rtt.on_sample(max(now_us - frame.sent_us, 1))
         self.acked_place = max(self.acked_place, frame.place)
-        self.stalled = False
+        self.stalled = self.held_up = False
         self.stalls = self.retry_us = 0
 
     def is_late(self, frame: SentFrame, now_us: int) -> bool:

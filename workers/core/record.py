@@ -125,3 +125,21 @@ class Opener(_Direction):
         if self._bytes_left <= 0:
             self._use(rekeyed(self._key, self._suite))
         return length
+
+
+def whole_records(head: bytes, data: Bytes, max_sealed_bytes: int) -> tuple[int, int]:
+    """(where the last whole record of `data` ends, where the one behind it will; 0 where it has an invalid length).
+
+    head: what came of the first record's length before `data`, less than all of it.
+    """
+    start = -len(head)
+    while start + RECORD_HEADER <= len(data):
+        prefix = head + bytes(data[: start + RECORD_HEADER]) if start < 0 else data[start : start + RECORD_HEADER]
+        (length,) = LENGTH.unpack(prefix)
+        if not SEALED_MIN <= length <= max_sealed_bytes:
+            return max(start, 0), 0
+        end = start + RECORD_HEADER + length
+        if end > len(data):
+            return max(start, 0), end
+        start = end
+    return max(start, 0), start + RECORD_HEADER

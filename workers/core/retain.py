@@ -6,6 +6,7 @@ Invariant: `_frames` is ordered by offset and gapless from `acknowledged` to `ne
 """
 
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from workers.core.errors import RemoteProtocolError
@@ -74,6 +75,10 @@ class SendBuffer:
         self._frames.append(frame)
         self._by_offset[frame.offset] = frame
         self.next_offset += frame.length
+
+    def unreceived(self) -> Iterator[SentFrame]:
+        """The frames that the other end does not have, by offset."""
+        return (frame for frame in self._frames if not frame.done)
 
     def find(self, offset: int) -> SentFrame | None:
         """The kept frame that starts at `offset`."""

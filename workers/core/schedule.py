@@ -1,9 +1,15 @@
-"""Deficit round robin over the streams that have data (Shreedhar and Varghese, 1996), in O(1) a frame."""
+"""Whose turn it is: streams that send little go first, then deficit round robin over all that have data.
+
+Deficit round robin (Shreedhar and Varghese, 1996) costs O(1) a frame. What goes before it is the idea of new flows in
+FQ-CoDel (RFC 8290, 4.1): requests and keystrokes are not held up by bulk transfers, and cannot hold these up.
+"""
 
 from collections import deque
 from typing import Generic, Protocol, TypeVar
 
 QUANTUM = 64 << 10
+LIGHT_BYTES, LIGHT_US = 16 << 10, 100_000
+"""A stream is light while it sends no more than LIGHT_BYTES in LIGHT_US."""
 
 
 class Scheduled(Protocol):
@@ -66,3 +72,76 @@ class DeficitRoundRobin(Generic[Member]):
         member.deficit -= length
         if member.deficit <= 0 and self._turn and self._turn[0] is member:
             self._turn.rotate(-1)
+
+
+class Light(Scheduled, Protocol):
+    """What `Turns` keeps in each of its members. `light`: it has its turn among the light ones."""
+
+    light: bool
+    light_bytes: int
+    light_since_us: int
+
+
+LightMember = TypeVar("LightMember", bound=Light)
+
+
+class Turns(Generic[LightMember]):
+    """Light members in turn, and only then the others, by deficit round robin."""
+
+    __slots__ = ("_heavy", "_light")
+
+    def __init__(self) -> None:
+        self._light: deque[LightMember] = deque()
+        self._heavy: DeficitRoundRobin[LightMember] = DeficitRoundRobin()
+
+    def __bool__(self) -> bool:
+        return bool(self._light or self._heavy)
+
+    @property
+    def has_light(self) -> bool:
+        """Whether the next one is light."""
+        return bool(self._light)
+
+    @property
+    def heavy(self) -> int:
+        """How many share what the light ones leave."""
+        return len(self._heavy)
+
+    def add(self, member: LightMember, now_us: int) -> None:
+        """Let `member` take part, if it does not yet."""
+        if member.light or member.scheduled:
+            return
+        if now_us - member.light_since_us >= LIGHT_US:
+            member.light_since_us, member.light_bytes = now_us, 0
+        if member.light_bytes < LIGHT_BYTES:
+            member.light = True
+            self._light.append(member)
+        else:
+            self._heavy.add(member)
+
+    def remove(self, member: LightMember) -> None:
+        """`member` has nothing to send now."""
+        if member.light:
+            member.light = False
+            if self._light[0] is member:
+                self._light.popleft()
+            else:
+                self._light.remove(member)
+        else:
+            self._heavy.remove(member)
+
+    def next(self) -> LightMember | None:
+        """Whose turn it is."""
+        return self._light[0] if self._light else self._heavy.next()
+
+    def charge(self, member: LightMember, length: int) -> None:
+        """`member` sent `length` bytes."""
+        if not member.light:
+            self._heavy.charge(member, length)
+            return
+        member.light_bytes += length
+        if member.light_bytes < LIGHT_BYTES:
+            self._light.rotate(-1)
+        else:
+            self.remove(member)
+            self._heavy.add(member)

@@ -10,18 +10,22 @@ from workers.core import frame
 from workers.core.path import Path
 from workers.core.retain import SentFrame
 from workers.core.rtt import INITIAL_RTO_US, MAX_RTO_US
-from workers.core.schedule import DeficitRoundRobin
+from workers.core.schedule import Turns
 from workers.core.stream import SEND_OPEN, Stream
+from workers.core.waiting import Waiting
 
 MIN_RTT_US = 1_000
 MAX_ANSWERS = 4096
 
 
 class Sending:
-    """What `streams` send on `paths`."""
+    """What `streams` send on `paths`. `usable_elsewhere`: other workers' carriers that do not stall."""
+
+    slot: int
 
     def __init__(self) -> None:
         self.rtt_us = MIN_RTT_US
+        self.usable_elsewhere = 0
         self.streams: dict[int, Stream] = {}
         self.paths: dict[tuple[int, int, int], Path] = {}
         self.bytes_out = 0
@@ -30,7 +34,10 @@ class Sending:
         self.answers: deque[bytes] = deque()
         self.acks: deque[Stream] = deque()
         self.resends: deque[SentFrame] = deque()
-        self.turns: DeficitRoundRobin[Stream] = DeficitRoundRobin()
+        self.turns: Turns[Stream] = Turns()
+        self.waiting = Waiting()
+        self.virtual = 0
+        self._clock_us = 0
         self._delayed: deque[tuple[int, Stream]] = deque()
         self._blocked: dict[int, Stream] = {}
         self._busy: dict[Path, None] = {}
@@ -40,7 +47,12 @@ class Sending:
     @property
     def has_work(self) -> bool:
         """Whether anything could be sent if a path had room."""
-        return bool(self.acks or self.resends or self.answers or len(self.turns))
+        return bool(self.acks or self.resends or self.answers or self.turns)
+
+    @property
+    def has_urgent(self) -> bool:
+        """Whether the next frame to send is a small one that should not wait."""
+        return bool(self.acks or self.answers or self.turns.has_light)
 
     @property
     def next_due_us(self) -> int | None:
@@ -90,16 +102,18 @@ class Sending:
         """The application may have bytes for the stream."""
         stream.readable = True
         if stream.state in SEND_OPEN and stream.flow not in self._blocked:
-            self.turns.add(stream)
+            self.turns.add(stream, self._clock_us)
 
     def on_drained(self, stream: Stream) -> None:
         """The application has no bytes at the moment."""
         stream.readable = False
         self.turns.remove(stream)
+        self.waiting.add(stream)
 
     def on_blocked(self, stream: Stream, now_us: int) -> None:
         """The stream has bytes and no credit: it waits for an ACK, and probes if none comes."""
         self.turns.remove(stream)
+        self.waiting.add(stream)
         if stream.state in SEND_OPEN:
             self._blocked[stream.flow] = stream
             stream.probe_wait_us = max(INITIAL_RTO_US, 2 * self.rtt_us)
@@ -112,6 +126,7 @@ class Sending:
         if stream.is_blocked_after(length):
             flags |= frame.BLOCKED
         frame.HEADER.pack_into(header, 0, frame.DATA, flags, 0, stream.peer_serial, stream.flow, kept.offset)
+        self.virtual += length // max(self.turns.heavy, 1)
         self.turns.charge(stream, length)
         self.bytes_out += length
         self.kept_bytes += length
@@ -124,6 +139,7 @@ class Sending:
         self._blocked.pop(stream.flow, None)
         if stream.state in SEND_OPEN:
             self._queue(stream.add_fin())
+            self.waiting.add(stream)
 
     # What was sent
 
@@ -213,6 +229,18 @@ class Sending:
                 stream.ack_path = None
                 self._ack_now(stream)
 
+    def on_held_up(self, path: Path) -> None:
+        """The carrier stalls, as its owner knows."""
+        path.held_up = True
+        self.ack_elsewhere(path)
+
+    def give_up(self, path: Path, now_us: int) -> None:
+        """The carrier stalls, and another has come: all that it took goes elsewhere at once."""
+        self.on_held_up(path)
+        if self._is_other_usable(path) and path.oldest() is not None:
+            self._stall(path, now_us)
+            self._busy[path] = None
+
     def on_acks_due(self, now_us: int) -> None:
         """Queue the delayed ACKs whose time has come."""
         delayed = self._delayed
@@ -230,16 +258,26 @@ class Sending:
         while (oldest := path.oldest()) is not None and path.is_late(oldest, now_us):
             if oldest.place < path.acked_place:
                 self._queue(oldest)
-            elif any(other is not path and not other.stalled for other in self.paths.values()):
-                path.stalled = True
-                path.on_stall(now_us)
-                for kept in list(path.waiting()):
-                    self._queue(kept)
+            elif self._is_other_usable(path):
+                self._stall(path, now_us)
             elif now_us >= path.retry_us:
                 path.on_stall(now_us)
                 self._queue(oldest)
             else:
                 break
+
+    def _is_other_usable(self, path: Path) -> bool:
+        """Whether there is another carrier, of whatever worker, that does not stall."""
+        if any(other is not path and not other.stalled for other in self.paths.values()):
+            return True
+        is_counted = path.worker != self.slot and not path.held_up
+        return self.usable_elsewhere > is_counted
+
+    def _stall(self, path: Path, now_us: int) -> None:
+        path.stalled = True
+        path.on_stall(now_us)
+        for kept in list(path.waiting()):
+            self._queue(kept)
 
     def _check_paths(self, now_us: int) -> None:
         for path in list(self._busy):

@@ -15,14 +15,14 @@ is whatever the shell needs to find the payload again.
 from typing import Any, Protocol
 
 from workers.core import frame
-from workers.core.closed import SeenCounters
+from workers.core.closed import MAX_GAPS, SeenCounters
 from workers.core.credit import INITIAL_WINDOW, CreditPool, reserve_bytes
 from workers.core.errors import RemoteProtocolError
 from workers.core.frame import Header, Reason
 from workers.core.retain import SentFrame
-from workers.core.sending import Sending
+from workers.core.sending import MAX_ANSWERS, Sending
 from workers.core.state import Input, State
-from workers.core.stream import ACK_DELAY_US, FIN_PIECE, FIN_SENT, Stream
+from workers.core.stream import ACK_DELAY_US, FIN_PIECE, FIN_SENT, RECEIVE_OPEN, Stream
 
 TOMBSTONE_US = 60_000_000
 """How long a finished stream is remembered, to answer a FIN whose ACK was lost. After that the answer is RESET."""
@@ -88,7 +88,6 @@ class SessionShare(Sending):
         self.refused_streams = 0
         self.draining = False
         self._finished: dict[int, tuple[int, int]] = {}
-        self._clock_us = 0
         self._seen: dict[int, SeenCounters] = {}
         self._counters: dict[int, int] = {}
 
@@ -121,7 +120,9 @@ class SessionShare(Sending):
         if not fresh or not self._admit(flow):
             self.answer(frame.pack(frame.RESET, 0, 0, flow, Reason.UNKNOWN_FLOW))
             return None
-        full = self.draining or len(self.streams) >= self.max_streams
+        # ACKs of streams that are over count too: a peer may open and reset, and read nothing.
+        unread = len(self.acks) > len(self.streams) + MAX_ANSWERS
+        full = self.draining or unread or len(self.streams) >= self.max_streams
         if full or not self.pool.reserve(reserve_bytes(INITIAL_WINDOW)):
             reason = Reason.SHUTDOWN if self.draining else Reason.OVERLOAD
             self.refused_streams += not self.draining
@@ -145,7 +146,11 @@ class SessionShare(Sending):
         self._seen[opener] = seen
         if len(self._seen) > MAX_OPENERS:
             del self._seen[next(iter(self._seen))]
-        return seen.admit(frame.flow_counter(flow))
+        is_new = seen.admit(frame.flow_counter(flow))
+        # In all not much more than what a single opener may leave, or a peer could invent openers.
+        if seen.gaps > MAX_GAPS // MAX_OPENERS and sum(each.gaps for each in self._seen.values()) > MAX_GAPS:
+            raise RemoteProtocolError(f"streams of {len(self._seen)} workers leave more than {MAX_GAPS} gaps")
+        return is_new
 
     def reset_stream(self, stream: Stream, reason: int) -> None:
         """End the stream as incomplete, at both ends.
@@ -203,12 +208,32 @@ class SessionShare(Sending):
         if header.flags & frame.BLOCKED:
             grown = stream.window.on_blocked(header.offset + length, stream.received.next_offset)
         self._deliver(stream)
-        if grown or stream.ack_due():
+        if grown:
+            self._ack_now(stream)
+        else:
+            self._note_unacked(stream, now_us)
+        return True
+
+    def receive_next(self, header: Header, length: int, now_us: int) -> Stream | None:
+        """Take a DATA frame whose payload the caller delivers itself, at once; None where that is not possible.
+
+        It is for pieces that are the very next of their stream: then nothing has to be kept. Otherwise `receive` it.
+        """
+        stream = self.streams.get(header.flow)
+        if stream is None or stream.state not in RECEIVE_OPEN or header.flags & frame.BLOCKED:
+            return None
+        if not stream.take_next(header.offset, length):
+            return None
+        self.bytes_in += length
+        self._note_unacked(stream, now_us)
+        return stream
+
+    def _note_unacked(self, stream: Stream, now_us: int) -> None:
+        if stream.ack_due():
             self._ack_now(stream)
         elif not stream.ack_armed:
             stream.ack_armed = True
             self._delayed.append((now_us + ACK_DELAY_US, stream))
-        return True
 
     def _deliver(self, stream: Stream) -> None:
         received, shell = stream.received, self.shell
@@ -265,9 +290,11 @@ class SessionShare(Sending):
             if kept.kind == frame.DATA:
                 self._release(kept)
         all_received = not len(stream.sent)
+        if all_received:
+            self.waiting.discard(stream)
         unblocked = stream.take_credit(ack) or (newly and all_received)
         if unblocked and self._blocked.pop(stream.flow, None) is not None and stream.readable:
-            self.turns.add(stream)
+            self.turns.add(stream, now_us)
         if all_received and stream.state in FIN_SENT:
             stream.on(Input.FIN_ACKED)
             self._finish_if_closed(stream)
@@ -298,6 +325,7 @@ class SessionShare(Sending):
     def _drop_buffers(self, stream: Stream) -> None:
         """Forget what was sent and what waits to be delivered."""
         self.turns.remove(stream)
+        self.waiting.discard(stream)
         self._blocked.pop(stream.flow, None)
         for kept in stream.sent.clear():
             if kept.kind == frame.DATA:

@@ -20,8 +20,10 @@ ACK_DELAY_US = 10_000
 FIN_PIECE: Any = None
 """Stands in the reorder buffer for the FIN."""
 
-SEND_OPEN = frozenset({State.ESTABLISHED, State.CLOSE_WAIT})
-FIN_SENT = frozenset({State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK})
+# Tuples: `in` looks for the same object first, while a set would call Enum's __hash__.
+SEND_OPEN = (State.ESTABLISHED, State.CLOSE_WAIT)
+RECEIVE_OPEN = (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2)
+FIN_SENT = (State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK)
 
 
 class Stream:
@@ -45,6 +47,9 @@ class Stream:
         "frames_received",
         "frames_sent",
         "highest",
+        "light",
+        "light_bytes",
+        "light_since_us",
         "open_frame",
         "opened_us",
         "owner",
@@ -84,7 +89,9 @@ class Stream:
         self.probe_due_us = 0
         self.probe_wait_us = 0
         self.deficit = 0
-        self.scheduled = False
+        self.scheduled = self.light = False
+        self.light_bytes = 0
+        self.light_since_us = now_us
         # what we receive
         self.received: ReorderBuffer[Any] = ReorderBuffer()
         self.window = ReceiveWindow(pool, window_cap, now_us)
@@ -150,6 +157,24 @@ class Stream:
             return False
         self.frames_received += 1
         self.highest = max(self.highest, end)
+        self.unacked_bytes += length
+        self.unacked_frames += 1
+        return True
+
+    def take_next(self, offset: int, length: int) -> bool:
+        """Count a piece that is the very next, where none waits behind it; else False, and nothing was noted.
+
+        The same as `take_data`, for a piece that need not be kept.
+        """
+        received, window = self.received, self.window
+        end = offset + length
+        if offset != received.next_offset or received.pieces or end > window.credit:
+            return False
+        if self.frames_received >= window.frames:
+            return False
+        received.next_offset = end
+        self.frames_received += 1
+        self.highest = end
         self.unacked_bytes += length
         self.unacked_frames += 1
         return True

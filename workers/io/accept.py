@@ -1,4 +1,5 @@
-"""Accepting: every worker watches the same listeners, and takes one connection a wake-up, so that all get even shares.
+"""Accepting: every worker watches the same listeners. Applications are taken one a wake-up, so that all workers get
+even shares of them; stripes, which go to the worker of their index, `burst` at a time.
 
 What the kernel refuses for want of descriptors or memory is tried again a moment later, not at once: the connection
 stays in the queue, and the watcher would fire all the time.
@@ -7,6 +8,7 @@ stays in the queue, and the watcher would fire all the time.
 import errno
 import logging
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +24,18 @@ class Acceptor:
     """Owns `listeners`. `take` gets each connection and its peer's address."""
 
     def __init__(
-        self, loop: Any, tunnel: str, listeners: list[socket.socket], take: Callable[[socket.socket, Any], None]
+        self,
+        loop: Any,
+        tunnel: str,
+        listeners: list[socket.socket],
+        take: Callable[[socket.socket, Any], None],
+        *,
+        burst: int = 1,
     ) -> None:
         self._loop = loop
         self._tunnel = tunnel
         self._take = take
+        self._burst = burst
         self._listeners = listeners
         self._watchers = [loop.io(listener.fileno(), READ) for listener in listeners]
         self._paused = True
@@ -34,39 +43,43 @@ class Acceptor:
         self.resume()
 
     def resume(self) -> None:
-        """Every 100 ms: watch again after a pause."""
+        """Watch again after a pause."""
         if self._paused:
             self._paused = False
             for watcher, listener in zip(self._watchers, self._listeners, strict=True):
                 watcher.start(self._on_connection, listener)
 
     def _on_connection(self, listener: socket.socket) -> None:
-        try:
-            sock, address = listener.accept()
-        except BlockingIOError:
-            return  # another worker was faster
-        except OSError as error:
-            if error.errno in SHORTAGES:
-                self._pause()
-                self.warn(str(error))
-            return
-        self._take(sock, address)
+        for _ in range(self._burst):
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                return  # another worker was faster
+            except OSError as error:
+                if error.errno in SHORTAGES:
+                    self.pause()
+                    self.warn(str(error))
+                return
+            self._take(sock, address)
+            if self._paused:
+                return
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
+        """Accept nothing until `resume`."""
         self._paused = True
         for watcher in self._watchers:
             watcher.stop()
 
     def warn(self, reason: str) -> None:
         """Log why connections are refused, now and then."""
-        now_s = self._loop.now()
+        now_s = time.monotonic()
         if now_s - self._warned_s >= WARN_S:
             self._warned_s = now_s
             log.warning("cannot accept tunnel=%s reason=%s", self._tunnel, reason)
 
     def close(self) -> None:
         """Accept no more. Whoever comes after the last worker has closed the listeners is refused by the kernel."""
-        self._pause()
+        self.pause()
         self._paused = False
         for watcher in self._watchers:
             watcher.close()

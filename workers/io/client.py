@@ -7,11 +7,13 @@ from collections import deque
 
 from workers.core import frame
 from workers.core.session import Owner
-from workers.io import sockets
+from workers.io import mesh, sockets
 from workers.io.accept import Acceptor
+from workers.io.autosize import AutoSize
 from workers.io.context import Context, clock_us, session_number
 from workers.io.dial import Dialler
 from workers.io.endpoint import Endpoint
+from workers.io.mesh import Descriptor, Peer
 from workers.io.session import Session
 from workers.io.stripe import Stripe
 from workers.settings import Key, StripeClientTunnel
@@ -27,17 +29,33 @@ class ClientSession(Session):
     """A session whose lost stripes are dialled again."""
 
     dialler: Dialler | None = None
+    auto: AutoSize | None = None
 
     def on_stripe_lost(self, stripe: Stripe, why: str) -> None:
         """See StripeOwner."""
         was_ours = self.stripes.get(stripe.index) is stripe
         super().on_stripe_lost(stripe, why)
         if was_ours and self.dialler is not None:
-            self.dialler.on_stripe_lost(stripe.index, (clock_us() - stripe.up_since_us) / 1e6, why)
+            self.dialler.on_stripe_lost(stripe.index, why)
 
-    def _hand_in(self, worker: int, header: frame.Header, slot: int, view: memoryview) -> None:
+    def on_peer_joined(self, peer: Peer) -> None:
+        """See Session."""
+        super().on_peer_joined(peer)
+        if self.auto is not None:
+            self.auto.on_peer_joined(peer)
+
+    def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
+        """See Session."""
+        if descriptor[0] not in (mesh.LOAD, mesh.POOL):
+            super().on_descriptor(peer, descriptor)
+            return
         self.exchange.last_guest_us = clock_us()
-        super()._hand_in(worker, header, slot, view)
+        if self.auto is not None:
+            self.auto.on_descriptor(descriptor)
+
+    def _hand_in(self, stripe: Stripe, worker: int, header: frame.Header, slot: int, view: memoryview) -> None:
+        self.exchange.last_guest_us = clock_us()
+        super()._hand_in(stripe, worker, header, slot, view)
 
 
 class ClientTunnel:
@@ -53,8 +71,12 @@ class ClientTunnel:
         self.session = ClientSession(context, tunnel, frame.CLIENT, number, 0)
         self._dialler = Dialler(context, tunnel, key, self.session, session_id, os.urandom)
         self.session.dialler = self._dialler
+        self.session.liveness.on_stale = self._dialler.on_stale
+        if tunnel.auto:
+            self.session.auto = AutoSize(context, self.session, tunnel.somaxconn, self._dialler.resize)
         self._waiting: deque[tuple[int, socket.socket]] = deque()
         self._refused = 0
+        self._told_busy_us = 0
         self._acceptor = Acceptor(context.loop, tunnel.name, listeners, self._on_application)
 
     def sessions(self) -> list[Session]:
@@ -87,6 +109,7 @@ class ClientTunnel:
             self._waiting.append((clock_us(), sock))
         else:
             self._refuse(sock)
+            self._acceptor.warn("too many wait for a stripe")
 
     def _refuse(self, sock: socket.socket) -> None:
         self._refused += 1
@@ -97,6 +120,7 @@ class ClientTunnel:
         stream = session.share.open_stream(owner, clock_us())
         if stream is None:
             self._refuse(sock)
+            self._acceptor.warn("there is no room for more streams")
             return
         endpoint = Endpoint(session, stream, self.context.memory, self.context.watch)
         stream.endpoint = endpoint
@@ -116,9 +140,14 @@ class ClientTunnel:
         limit_us = self.tunnel.connect_timeout_s * 1e6
         while waiting and now_us - waiting[0][0] > limit_us:
             self._refuse(waiting.popleft()[1])
+        if self.session.auto is not None:
+            self.session.auto.on_time(now_us)
+        if self.session.share.streams and now_us - self._told_busy_us > self.tunnel.idle_timeout_s * 1e6 / 4:
+            self._told_busy_us = now_us
+            self.session.exchange.tell_all(mesh.LOAD)
         self._dialler.on_time(now_us)
         self.session.on_time(now_us)
-        if self.session.expired(now_us) and self.session.share.streams:
+        if self.session.liveness.expired(now_us) and self.session.share.streams:
             log.warning("session lost tunnel=%s streams=%d", self.tunnel.name, len(self.session.share.streams))
             self.session.share.abandon(frame.Reason.TIMEOUT)
 
@@ -148,7 +177,7 @@ class ClientTunnel:
             flows_open=len(share.streams),
             flows_total=share.total_streams + self._refused,
             flows_reset=share.reset_streams + self._refused,
-            sessions=[self.session.status(self._key.key_id, self.tunnel.somaxconn, now_us)],
+            sessions=[self.session.status(self._key.key_id, self._dialler.wanted_of_all, now_us)],
         )
 
     def count_open(self) -> dict[str, int]:

@@ -1,14 +1,14 @@
-"""Dialling: the stripes of a client's session that this worker owns are connected, replaced when they die, and paced.
+"""Dialling: the stripes of a client's session that this worker owns are connected, replaced when they die or stall.
 
-One greenlet decides, one greenlet per dial connects and shakes hands; then the socket goes to the event loop's
-callbacks. While nothing answers, a single dial at a time tries, with growing and jittered pauses; a provider that
-sees hundreds of connection attempts a second suspends the host.
+`workers.core.dialplan` decides what to dial when. One greenlet asks it, one greenlet per dial connects and shakes
+hands; then the socket goes to the event loop's callbacks.
 """
 
+import heapq
 import logging
+import math
 import random
 import socket as plain_socket
-from collections import deque
 from typing import Any
 
 import gevent
@@ -16,28 +16,25 @@ from gevent import socket
 from gevent.event import Event
 
 from workers.core import frame
+from workers.core.dialplan import Attempt, DialPlan, Route
 from workers.core.errors import RemoteProtocolError
 from workers.core.handshake import ClientHandshake, Hello, Mode, Welcome
 from workers.io import sockets
 from workers.io.context import Context, clock_us
 from workers.io.establish import SUITES, make_stripe, record_keys
+from workers.io.reach import Reach
 from workers.io.session import Session
 from workers.io.stripe import Stripe
 from workers.settings import Key, StripeClientTunnel
 
-CONCURRENT = 32
-BACKOFF_MIN_S, BACKOFF_MAX_S = 0.1, 2.0
-"""The longest pause is short: a server that comes back is found within 3 s."""
-YOUNG_S = 5.0
-"""A stripe lost at this age is as good as a failed dial: a server may accept a handshake and then drop the stripe."""
-SETTLED_S = 1.0
-"""Failures are over when a stripe has stayed up for so long."""
+TICK_S = 0.1
+"""How often `on_time` comes."""
 
 log = logging.getLogger("forwarder.dial")
 
 
 class Dialler:
-    """Keeps `wanted` stripes of `session` up. `session_id` goes into every handshake."""
+    """Keeps this worker's part of the session's stripes up. `session_id` goes into every handshake."""
 
     def __init__(
         self, context: Context, tunnel: StripeClientTunnel, key: Key, session: Session, session_id: int, entropy: Any
@@ -48,128 +45,156 @@ class Dialler:
         self._session = session
         self._session_id = session_id
         self._entropy = entropy
-        self._own = [index for index in range(tunnel.somaxconn) if index % context.workers == context.slot]
-        self._missing: deque[int] = deque(self._own)
-        self._dialling: set[int] = set()
-        self._failures = 0
-        self._failing_since_us = 0
-        self._next_dial_s = 0.0
-        self._paused_until_s = 0.0
+        ends, sources = tunnel.remote_ends, tunnel.sources or (None,)
+        self._reaches = [
+            Reach(ends[number % len(ends)], sources[number % len(sources)], tunnel.congestion)
+            for number in range(math.lcm(len(ends), len(sources)))
+        ]
+        self._plan = DialPlan(
+            len(self._reaches),
+            int(context.workers / tunnel.dial_rate_per_s * 1e6),
+            int(tunnel.connect_timeout_s * 1e6),
+            lambda: random.uniform(0.5, 1.0),
+        )
+        self._greenlets: dict[Attempt, gevent.Greenlet[..., None]] = {}
+        self._joining = -1
         self._used_us = clock_us()
-        self._shrunk = False
+        self._most = tunnel.somaxconn
+        self._allowed = sockets.stripes_allowed(len(context.settings.client_tunnels))
+        self._is_shrunk = self._is_capped = False
         self._wake = Event()
         self._stopped = False
+        self._want()
         self._greenlet = gevent.spawn(self._run)
 
     @property
     def wanted(self) -> int:
         """Stripes that this worker should have."""
-        return min(1, len(self._own)) if self._shrunk else len(self._own)
+        return len(self._plan.wanted)
+
+    @property
+    def wanted_of_all(self) -> int:
+        """Stripes that all workers together should have while the tunnel is in use."""
+        return self._most
 
     @property
     def dialling(self) -> int:
         """Dials on their way."""
-        return len(self._dialling)
+        return self._plan.attempts
 
-    def _wants(self, index: int) -> bool:
-        return not self._stopped and (not self._shrunk or index == self._own[0])
+    # How many
 
-    def on_stripe_lost(self, index: int, age_s: float, why: str) -> None:
-        """Replace a stripe, unless the pool is shrunk, or the stripe that replaces it is on its way."""
-        if not self._wants(index) or index in self._dialling:
-            return
-        if age_s < YOUNG_S:
-            self._on_failure(index, f"lost {age_s:.1f} s after the handshake: {why}")
-        else:
-            self._missing.append(index)
-        self._wake.set()
+    def resize(self, most: int) -> None:
+        """All workers together are to have `most` stripes."""
+        if most != self._most:
+            self._most = most
+            self._want()
 
     def on_stream_opened(self) -> None:
         """Grow back to the full number of stripes."""
         self._used_us = clock_us()
-        if self._shrunk:
-            self._grow()
+        if self._is_shrunk:
+            self._set_shrunk(False)
+
+    def _set_shrunk(self, is_shrunk: bool) -> None:
+        self._is_shrunk = is_shrunk
+        self._want()
+
+    def _want(self) -> None:
+        own = range(self._context.slot, self._most, self._context.workers)
+        was_capped, self._is_capped = self._is_capped, len(own) > self._allowed
+        if self._is_capped and not was_capped:
+            log.warning("few descriptors for stripes tunnel=%s stripes=%d", self._tunnel.name, self._allowed)
+        own = own[: self._allowed]
+        self._plan.want(own[:1] if self._is_shrunk else own)
+        for index in [each for each in self._session.stripes if each not in self._plan.wanted]:
+            self._session.stripes[index].fail("not needed")
+        for attempt in list(self._greenlets):
+            if attempt.index not in self._plan.wanted:
+                self._give_up(attempt)
+        self._wake.set()
 
     def stop(self) -> None:
         """Dial no more."""
         self._stopped = True
+        for attempt in list(self._greenlets):
+            self._give_up(attempt)
         self._wake.set()
 
+    # What befalls a stripe
+
+    def on_stripe_lost(self, index: int, why: str) -> None:
+        """Replace a stripe, unless it is just being replaced or not needed."""
+        if index == self._joining:
+            return
+        route = self._plan.on_lost(index, clock_us())
+        if route is not None:
+            self._warn(route, f"a stripe was lost soon after the handshake: {why}")
+        self._wake.set()
+
+    def on_stale(self, index: int, is_stale: bool) -> None:
+        """Replace a stripe that stalls, or keep one that works again."""
+        if is_stale:
+            self._plan.on_stale(index)
+            self._wake.set()
+        else:
+            self._plan.on_fresh(index)
+
+    def _warn(self, route: Route, why: str) -> None:
+        log.warning("cannot connect tunnel=%s server=%s reason=%s", self._tunnel.name, self._reaches[route.number], why)
+
+    # Dials
+
     def _run(self) -> None:
-        loop = self._context.loop
-        spacing_s = self._context.workers / self._tunnel.dial_rate_per_s
         while not self._stopped:
-            wait_s = self._next_dial_s - loop.now()
-            limit = CONCURRENT if not self._failures else 1
-            if not self._missing or len(self._dialling) >= limit:
-                wait_s = None
-            elif wait_s <= 0:
-                index = self._missing.popleft()
-                if index not in self._session.stripes and index not in self._dialling:
-                    self._dialling.add(index)
-                    self._next_dial_s = loop.now() + spacing_s
-                    gevent.spawn(self._dial, index)
+            now_us = clock_us()
+            attempt = self._plan.next_dial(now_us)
+            if attempt is not None:
+                self._greenlets[attempt] = gevent.spawn(self._dial, attempt)
                 continue
-            self._wake.wait(wait_s)
+            wait_us = self._plan.wait_us(now_us)
+            self._wake.wait(None if wait_us is None else max(wait_us, 1000) / 1e6)
             self._wake.clear()
 
-    def _dial(self, index: int) -> None:
+    def _give_up(self, attempt: Attempt) -> None:
+        self._plan.end(attempt)
+        greenlet = self._greenlets.pop(attempt, None)
+        if greenlet is not None:
+            greenlet.kill(block=False)
+
+    def _dial(self, attempt: Attempt) -> None:
         why = None
         try:
             with gevent.Timeout(self._tunnel.connect_timeout_s, TimeoutError("timed out")):
-                self._connect(index)
+                self._connect(attempt)
         except (OSError, RemoteProtocolError) as error:
             why = str(error) or type(error).__name__
-        self._dialling.discard(index)
-        if why is not None:
-            self._on_failure(index, why)
+        self._greenlets.pop(attempt, None)
+        if why is not None and not self._stopped and self._plan.on_failed(attempt, clock_us()):
+            self._warn(self._plan.routes[attempt.route], why)
         self._wake.set()
 
-    def _on_failure(self, index: int, why: str) -> None:
-        """Pause before the next dial. What fails during a pause has the same cause and makes it no longer."""
-        if self._wants(index):
-            self._missing.append(index)
-        now_s = self._context.loop.now()
-        if now_s < self._paused_until_s:
-            return
-        if not self._failures:
-            self._failing_since_us = clock_us()
-            log.warning("cannot connect tunnel=%s server=%s reason=%s", self._tunnel.name, self._tunnel.remote_end, why)
-        pause_s = min(BACKOFF_MIN_S * 2 ** min(self._failures, 10), BACKOFF_MAX_S)
-        self._failures += 1
-        self._next_dial_s = self._paused_until_s = now_s + pause_s * random.uniform(0.5, 1.0)
-
-    def _on_settled(self) -> None:
-        log.info("reconnected tunnel=%s server=%s", self._tunnel.name, self._tunnel.remote_end)
-        self._failures = 0
-        self._wake.set()
-
-    def _connect(self, index: int) -> None:
+    def _connect(self, attempt: Attempt) -> None:
         tunnel, context = self._tunnel, self._context
         started_us = clock_us()
-        in_outage = not self._session.total_up
+        in_outage = not self._session.liveness.total_up
         gone_told = len(context.gone)
-        source = (tunnel.source, 0) if tunnel.source else None
-        address = (tunnel.remote_end.host, tunnel.remote_end.port)
-        sock = socket.create_connection(address, timeout=tunnel.connect_timeout_s, source_address=source)
+        sock = self._reaches[attempt.route].connect()
         try:
-            sockets.set_congestion(sock, tunnel.congestion)
-            handshake = self._handshake(index)
-            sock.sendall(handshake.message_to_send)
-            welcome = None
-            while welcome is None:
-                data = sock.recv(2048)
-                if not data:
-                    raise ConnectionResetError("closed by the server during the handshake")
-                welcome = handshake.receive(data)
+            handshake = self._handshake(attempt.index)
+            welcome = _shake_hands(sock, handshake)
             connected = plain_socket.socket(fileno=sock.detach())
         finally:
             sock.close()
-        if not self._wants(index):
+        if self._stopped or not self._plan.is_current(attempt):
+            self._plan.end(attempt)
             connected.close()
             return
-        stripe = make_stripe(context, tunnel, connected, index, record_keys(context, handshake.split()))
+        keys = record_keys(context, handshake.split())
+        stripe = make_stripe(context, tunnel, connected, attempt.index, keys)
         stripe.gone_told = gone_told
+        for useless in self._plan.on_up(attempt, clock_us()):
+            self._give_up(useless)
         self._join(stripe, welcome, handshake.leftover, started_us if in_outage else None)
 
     def _handshake(self, index: int) -> ClientHandshake:
@@ -190,49 +215,49 @@ class Dialler:
         if outage_us is not None and not welcome.session_known:
             session.share.on_forgotten(stripe.far, outage_us)
         stripe.send(frame.pack(frame.PING, 0, 0, 0, clock_us() & (2**63 - 1)))
+        self._joining = stripe.index
         session.add_stripe(stripe)
+        self._joining = -1
+        if session.stripes.get(stripe.index) is not stripe:
+            self.on_stripe_lost(stripe.index, "it broke at once")
+            return
         stripe.flush()
         stripe.start(session, leftover)
 
+    # Time
+
     def on_time(self, now_us: int) -> None:
         """Notice that failures are over, rotate old stripes, shrink the pool while nobody uses it."""
+        for route in self._plan.on_time(now_us):
+            log.info("reconnected tunnel=%s server=%s", self._tunnel.name, self._reaches[route.number])
+        if self._plan.has_work:
+            self._wake.set()
+        elif self._tunnel.rotate_after_s is not None and not self._plan.attempts:
+            self._rotate(now_us, self._tunnel.rotate_after_s)
         session = self._session
-        if self._failures and any(
-            stripe.up_since_us > self._failing_since_us and now_us - stripe.up_since_us > SETTLED_S * 1e6
-            for stripe in session.stripes.values()
-        ):
-            self._on_settled()
-        rotate_s = self._tunnel.rotate_after_s
-        if rotate_s is not None and self._context.loop.now() >= self._paused_until_s:
-            self._rotate(now_us - int(rotate_s * 1e6))
-        self._used_us = now_us if session.share.streams else max(self._used_us, session.exchange.last_guest_us)
-        is_idle = now_us - self._used_us > self._tunnel.idle_timeout_s * 1e6
-        if is_idle and not self._shrunk:
-            self._shrink()
-        elif self._shrunk and not is_idle:
-            self._grow()
+        used_us = now_us if session.share.streams else max(self._used_us, session.exchange.last_guest_us)
+        self._used_us = used_us
+        is_idle = now_us - used_us > self._tunnel.idle_timeout_s * 1e6
+        if is_idle != self._is_shrunk:
+            self._set_shrunk(is_idle)
 
-    def _rotate(self, before_us: int) -> None:
-        """Replace one stripe that is older, the new one first."""
-        for stripe in self._session.stripes.values():
-            is_due = stripe.up_since_us < before_us and stripe.index not in self._dialling
-            if is_due and len(self._dialling) < CONCURRENT:
-                self._dialling.add(stripe.index)
-                gevent.spawn(self._dial, stripe.index)
-                break
+    def _rotate(self, now_us: int, after_s: float) -> None:
+        """Replace stripes of that age, the new one first, oldest first, and as evenly as all of them come of age."""
+        stripes = self._session.stripes.values()
+        most = 1 + int(len(stripes) * TICK_S / after_s)
+        for stripe in heapq.nsmallest(most, stripes, key=lambda each: each.up_since_us):
+            if now_us - stripe.up_since_us > after_s * 1e6:
+                self._plan.refresh(stripe.index)
+                self._wake.set()
 
-    def _shrink(self) -> None:
-        self._shrunk = True
-        self._missing = deque(index for index in self._own[:1] if index not in self._session.stripes)
-        for index in self._own[1:]:
-            stripe = self._session.stripes.get(index)
-            if stripe is not None:
-                stripe.fail("idle")
-        self._wake.set()
 
-    def _grow(self) -> None:
-        self._shrunk = False
-        self._missing.extend(
-            index for index in self._own if index not in self._session.stripes and index not in self._missing
-        )
-        self._wake.set()
+def _shake_hands(sock: socket.socket, handshake: ClientHandshake) -> Welcome:
+    """The server's answer. Raises OSError and RemoteProtocolError."""
+    sock.sendall(handshake.message_to_send)
+    welcome = None
+    while welcome is None:
+        data = sock.recv(2048)
+        if not data:
+            raise ConnectionResetError("closed by the server during the handshake")
+        welcome = handshake.receive(data)
+    return welcome

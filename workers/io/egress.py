@@ -1,8 +1,9 @@
 """What one session sends from one worker: frames are given to stripes as long as both are there.
 
-1. `pump`: the stripe used last among those with room, or another worker that has some (`_stripe_with_room`,
-`_hand_out`); 2. then the next frame: a frame of another worker's flow, an answer, an ACK, what has to be sent again,
-new data; 3. `_next_data` reads the application only now, when a stripe is there to take its bytes.
+1. `pump`: a stripe with room (`workers.io.lineup`), or another worker that has some (`_hand_out`); 2. then the next
+frame: a frame of another worker's flow, an answer, an ACK, what has to be sent again, new data; 3. `_next_data` reads
+the application only now, when a stripe is there to take its bytes; 4. what waits for a slow stripe while others idle is
+sent again (`_hedge`).
 """
 
 from typing import Any
@@ -14,12 +15,22 @@ from workers.core.stream import Stream
 from workers.io.context import Context, clock_us
 from workers.io.endpoint import Endpoint
 from workers.io.exchange import Exchange, RemoteStripes
+from workers.io.lineup import Lineup
 from workers.io.stripe import Stripe
 from workers.shm.arena import Side
-from workers.shm.layout import EGRESS_BYTES
+from workers.shm.layout import EGRESS_BYTES, SLOT_BYTES
 
-PUMP_FRAMES = 64
-"""Frames sent in one turn of the event loop, so that reading gets its turn."""
+SMALL_BYTES = SLOT_BYTES[0] - frame.HEADER_BYTES
+"""What is read of an application at first: a whole frame's slot would be too much for a request."""
+PIGGYBACK_FRAMES = 8
+"""An ACK of so many frames leaves along with data, before it is due: alone it costs a send and a wake-up."""
+LARGE_US = 250_000
+"""Another worker's frame is too large for a stripe that would take so long to send it."""
+URGENT_BYTES = 16 << 10
+"""The most that is sent where no stripe has room."""
+HEDGE_S = 0.01
+PUMP_FRAMES, PUMP_BYTES = 64, 2 << 20
+"""Frames, and bytes of ours, sent in one turn of the event loop, so that reading gets its turn."""
 
 
 class Egress:
@@ -30,59 +41,14 @@ class Egress:
         self._share = share
         self._stripes = stripes
         self._exchange = exchange
-        self._ready: list[Stripe] = []
-        self._held: dict[Stripe, None] = {}
-        self._guest_turn = False
+        self.lineup = Lineup(stripes)
         self._pumping = False
         self._armed = False
         self._ack_timer: Any = None
         self._ack_timer_active = False
-
-    # Stripes
-
-    def make_ready(self, stripe: Stripe) -> None:
-        """`stripe` may have room."""
-        if not stripe.in_ready and not stripe.closed:
-            stripe.in_ready = True
-            self._ready.append(stripe)
-
-    def forget(self, stripe: Stripe) -> None:
-        """`stripe` is lost."""
-        if stripe.in_ready:
-            self._ready.remove(stripe)
-            stripe.in_ready = False
-        self._held.pop(stripe, None)
-
-    def next_in_line(self, most: int) -> list[Stripe]:
-        """Up to `most` stripes that would be used next; those heard of last go first from now on."""
-        self._ready.sort(key=lambda each: each.received_us)
-        return self._ready[-most:]
-
-    def _stripe_with_room(self) -> Stripe | None:
-        """The own stripe used last among those with room: few stripes stay warm, and the cost does not grow with
-        their number."""
-        ready = self._ready
-        while ready:
-            stripe = ready[-1]
-            if _is_stalled(stripe):
-                self._held[stripe] = None
-            elif stripe.has_room():
-                return stripe
-            if ready and ready[-1] is stripe:
-                ready.pop()
-                stripe.in_ready = False
-        return self._held_with_room() if self._held else None
-
-    def _held_with_room(self) -> Stripe | None:
-        """Stalled stripes wait apart until that is over, unless there are no others."""
-        needed = len(self._held) == len(self._stripes) and not self._exchange.up
-        for stripe in list(self._held):
-            if needed or not _is_stalled(stripe):
-                self._held.pop(stripe, None)
-                if stripe.has_room():
-                    self.make_ready(stripe)
-                    return stripe
-        return None
+        self._hedge_timer = context.loop.timer(HEDGE_S, HEDGE_S)
+        self._hedging = False
+        self._next_turn = context.loop.timer(0)
 
     # Frames
 
@@ -101,59 +67,158 @@ class Egress:
         if self._pumping:
             return
         self._pumping = True
+        share, guests = self._share, self._exchange.guests
+        most = share.bytes_out + PUMP_BYTES
         try:
             for _ in range(PUMP_FRAMES):
-                stripe = self._stripe_with_room()
-                if stripe is None:
-                    if not self._hand_out():
-                        break
-                elif not self._send_on(stripe):
+                if not share.has_work and not guests:
+                    break
+                if share.bytes_out > most:
+                    self._go_on()
+                    break
+                if not self._send_next():
                     break
             else:
-                self.arm()
-            staging = self._context.staging
-            if staging.stripe is not None:
-                staging.stripe.flush()
+                self._go_on()
+            self._flush()
         finally:
             self._pumping = False
-        if self._share.next_due_us is not None and not self._ack_timer_active:
+        if not self._ack_timer_active and share.next_due_us is not None:
             self._arm_ack_timer()
+        if not self._hedging and len(share.waiting):
+            self._hedging = True
+            self._hedge_timer.again(self._hedge)
+
+    def _send_next(self) -> bool:
+        """Send one frame where it is best off; False if there is none, or nowhere to send it."""
+        is_urgent = self._share.has_urgent
+        small = self.lineup.for_small() if is_urgent else None
+        if small is None:
+            stripe = self._stripe_with_room()
+            if (stripe is None or stripe.slow) and self._hand_out():
+                return True
+            if stripe is not None:
+                return self._send_on(stripe)
+            small = self.lineup.without_room() if is_urgent else None
+        if small is None:
+            return False
+        if not self._send_control(small):
+            self._send_data(small, URGENT_BYTES)
+        return True
+
+    def _go_on(self) -> None:
+        """Pump again after what else there is to do. A callback would not wait for that: they run for 5 ms on end."""
+        self._next_turn.start(self.pump)
+
+    def _flush(self) -> None:
+        staging = self._context.staging
+        if staging.stripe is not None:
+            staging.stripe.flush()
+
+    def _stripe_with_room(self) -> Stripe | None:
+        stripe = self.lineup.with_room(needed=not self._exchange.usable)
+        if stripe is not None and stripe.slow and self._is_too_far(stripe.trip_us):
+            return None
+        return stripe
+
+    def _is_too_far(self, rtt_us: int) -> bool:
+        """Whether the next frame, of ours, should rather wait for a carrier of a shorter round trip than this."""
+        stream = self._share.turns.next()
+        if stream is None:
+            return False
+        return stream.credit - stream.sent.next_offset < self.lineup.meanwhile_bytes(rtt_us)
 
     def _send_on(self, stripe: Stripe) -> bool:
         """Send one frame on `stripe`; False if there is none."""
-        share = self._share
-        if self._exchange.guests and (self._guest_turn or not share.has_work):
-            self._guest_turn = False
-            self._exchange.send_guest(stripe)
-            return True
-        self._guest_turn = True
-        if share.answers:
-            stripe.send(share.answers.popleft())
-            return True
+        share, exchange = self._share, self._exchange
         assert stripe.path is not None
-        stream = share.ack_to_send()
-        if stream is not None:
-            stripe.send(stream.ack_to_send())
-            share.on_ack_sent(stream, stripe.path)
+        if exchange.guests and (not share.has_work or exchange.is_guests_turn(share.virtual)):
+            if stripe.takes_us(exchange.guests[0][2]) > LARGE_US and self.lineup.put_aside(stripe):
+                return True  # its size is for faster stripes
+            exchange.send_guest(stripe)
+            self.lineup.on_heavy(clock_us())
+            return True
+        if self._send_control(stripe):
             return True
         kept = share.frame_to_resend()
         if kept is not None:
-            stripe.send(self._frame_view(kept) if kept.slot >= 0 else share.frame_bytes(kept))
-            share.on_sent(kept, stripe.path, clock_us())
+            self._send_again(kept, stripe)
             return True
-        kept = self._next_data(stripe.frame_bytes)
-        if kept is None:
-            return share.has_work or bool(self._exchange.guests)
-        stripe.send(self._frame_view(kept))
-        share.on_sent(kept, stripe.path, clock_us())
+        return self._send_data(stripe, stripe.frame_bytes) or share.has_work or bool(exchange.guests)
+
+    def _send_control(self, stripe: Stripe) -> bool:
+        share = self._share
+        if share.answers:
+            stripe.send(share.answers.popleft())
+            return True
+        stream = share.ack_to_send()
+        if stream is None:
+            return False
+        self._send_ack(stream, stripe)
         return True
+
+    def _send_ack(self, stream: Stream, stripe: Stripe) -> None:
+        assert stripe.path is not None
+        stripe.send(stream.ack_to_send())
+        self._share.on_ack_sent(stream, stripe.path)
+
+    def _send_again(self, kept: SentFrame, stripe: Stripe) -> None:
+        assert stripe.path is not None
+        stripe.send(self._frame_view(kept) if kept.slot >= 0 else self._share.frame_bytes(kept))
+        self._share.on_sent(kept, stripe.path, clock_us())
+
+    def _send_data(self, stripe: Stripe, frame_bytes: int) -> bool:
+        """Send new data of whose turn it is; False if it had none."""
+        share = self._share
+        is_light = share.turns.has_light
+        kept = self._next_data(frame_bytes)
+        if kept is None:
+            return False
+        if kept.stream.unacked_frames >= PIGGYBACK_FRAMES:
+            self._send_ack(kept.stream, stripe)
+        stripe.send(self._frame_view(kept))
+        if not share.has_work:
+            stripe.flush()  # it is on its way before it is entered in the books
+        assert stripe.path is not None
+        now_us = clock_us()
+        share.on_sent(kept, stripe.path, now_us)
+        if is_light:
+            self.lineup.on_light(now_us)
+        else:
+            self.lineup.on_heavy(now_us)
+        return True
+
+    def _hedge(self) -> None:
+        """Every HEDGE_S while something waits: let stripes that idle bring what slower ones have."""
+        share = self._share
+        if not len(share.waiting):
+            self._hedging = False
+            self._hedge_timer.stop()
+            return
+        for _ in range(PUMP_FRAMES):
+            if share.has_work or self._exchange.guests or not self._hedge_one():
+                break
+        self._flush()
+
+    def _hedge_one(self) -> bool:
+        waiting, now_us = self._share.waiting, clock_us()
+        stripe = self.lineup.quickest()
+        if stripe is not None and stripe.path is not None:
+            kept = waiting.frame_for(stripe.path, now_us)
+            if kept is not None:
+                self._send_again(kept, stripe)
+                return True
+        remote = self._exchange.remote_with_room()
+        path = remote.quickest if remote is not None else None
+        kept = waiting.frame_for(path, now_us) if path is not None else None
+        return kept is not None and remote is not None and self._hand_kept(kept, remote)
 
     def _hand_out(self) -> bool:
         """Give one frame to another worker's stripes; False if there is none, or no worker that takes it."""
-        if not self._stripes and self._exchange.guests:
+        if self._exchange.guests and (not self._stripes or (self.lineup.held_all and self._exchange.usable)):
             self._exchange.return_guests()
         remote = self._exchange.remote_with_room() if self._share.has_work else None
-        return remote is not None and self._hand_to(remote)
+        return remote is not None and not self._is_too_far(remote.least_us) and self._hand_to(remote)
 
     def _hand_to(self, remote: RemoteStripes) -> bool:
         share = self._share
@@ -168,8 +233,10 @@ class Egress:
             share.on_ack_sent(stream, remote.handed)
             return True
         kept = share.frame_to_resend() or self._next_data(remote.frame_bytes)
-        if kept is None:
-            return share.has_work
+        return share.has_work if kept is None else self._hand_kept(kept, remote)
+
+    def _hand_kept(self, kept: SentFrame, remote: RemoteStripes) -> bool:
+        share = self._share
         flow, offset, kind = kept.stream.flow, kept.offset, kept.kind
         if kept.slot < 0:
             if not self._exchange.give_bytes(remote, share.frame_bytes(kept), flow, offset, kind):
@@ -190,7 +257,7 @@ class Egress:
         if stream is None:
             return None
         endpoint: Endpoint = stream.endpoint
-        size = stream.sendable(frame_bytes)
+        size = stream.sendable(min(frame_bytes, max(endpoint.expected_bytes, SMALL_BYTES)))
         if not size:
             share.on_blocked(stream, clock_us())
             endpoint.pause()
@@ -209,8 +276,9 @@ class Egress:
         if count <= 0:
             memory.arena.release(slot)
             return None
+        endpoint.expected_bytes = 4 * count
         used = frame.HEADER_BYTES + count
-        if 4 * used <= len(view):
+        if 4 * used <= len(view) and len(view) > SLOT_BYTES[0]:
             slot, view = self._shrink(slot, view, used)
         kept = share.add_data(stream, count, slot, view)
         if count < size:
@@ -265,12 +333,10 @@ class Egress:
 
     def close(self) -> None:
         """Send nothing more."""
+        self._hedging = True
+        self._hedge_timer.close()
+        self._next_turn.close()
         if self._ack_timer is not None:
             self._ack_timer.close()
             self._ack_timer = None
         self._ack_timer_active = True
-
-
-def _is_stalled(stripe: Stripe) -> bool:
-    """By the kernel's timer or by our own."""
-    return stripe.stalled or (stripe.path is not None and stripe.path.stalled)

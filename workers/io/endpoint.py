@@ -33,7 +33,10 @@ class EndpointOwner(Protocol):
 
 
 class Endpoint:
-    """Owns the socket from `attach` on. Pieces delivered before that wait."""
+    """Owns the socket from `attach` on. Pieces delivered before that wait.
+
+    `expected_bytes`: what the application may have for the next frame, by what it had for the last.
+    """
 
     __slots__ = (
         "_closing_gently",
@@ -50,6 +53,7 @@ class Endpoint:
         "_writing",
         "closed",
         "dirty",
+        "expected_bytes",
         "sock",
         "stream",
     )
@@ -62,6 +66,7 @@ class Endpoint:
         self.sock: socket.socket | None = None
         self.closed = False
         self.dirty = False
+        self.expected_bytes = 0
         self._out: deque[Piece] = deque()
         self._read_watcher: Any = None
         self._write_watcher: Any = None
@@ -112,6 +117,28 @@ class Endpoint:
     def deliver(self, piece: Piece) -> None:
         """Queue payload; `flush` sends it."""
         self._out.append(piece)
+
+    @property
+    def takes_now(self) -> bool:
+        """Whether nothing waits to be sent before what `send_now` would send."""
+        return not (self._out or self._writing or self.sock is None or self.closed)
+
+    def send_now(self, view: memoryview) -> int:
+        """Give the socket bytes that stand in no piece; how many it took. Precondition: `takes_now`.
+
+        `view` may be a buffer that is used again. After an error the stream is reset, and all counts as taken.
+        """
+        assert self.sock is not None
+        try:
+            sent = self.sock.send(view)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.fail()
+            return len(view)
+        if sent == len(view):
+            self._owner.on_consumed(self, sent, 1)
+        return sent
 
     def end(self) -> None:
         """The peer's direction ends after what was delivered."""

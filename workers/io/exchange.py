@@ -7,11 +7,13 @@ it (`workers.io.mesh`). A worker holds few unsent frames of another, so that the
 from collections import deque
 
 from workers.core import frame
+from workers.core.errors import RemoteProtocolError
 from workers.core.pace import FRAME_INITIAL, FRAME_MIN
 from workers.core.path import Path
 from workers.core.session import Owner, SessionShare
 from workers.io import mesh
 from workers.io.context import Context, clock_us
+from workers.io.memory import SCRATCH_BYTES
 from workers.io.mesh import Descriptor, Peer
 from workers.io.stripe import Stripe
 from workers.settings import StripeTunnel
@@ -23,14 +25,31 @@ HANDED_BYTES = 1 << 20
 its stripes not to wait for the mesh, few for late binding."""
 
 
+LAG_BYTES = 128 << 10
+"""What one worker's streams may have had more, each, than another's, before that counts no more."""
+
+
 class RemoteStripes:
     """The stripes of this session that another worker owns. `handed` is the path of frames that it has not sent yet."""
 
-    __slots__ = ("far", "frame_bytes", "handed", "outstanding", "paths", "peer", "rtt_us", "up")
+    __slots__ = (
+        "far",
+        "frame_bytes",
+        "handed",
+        "outstanding",
+        "paths",
+        "peer",
+        "rtt_us",
+        "tag",
+        "up",
+        "usable",
+        "virtual",
+    )
 
     def __init__(self, peer: Peer, frame_max_bytes: int) -> None:
         self.peer = peer
-        self.up = 0
+        self.up = self.usable = 0
+        self.tag = self.virtual = 0
         self.rtt_us = 0
         self.outstanding = 0
         self.far: Owner | None = None
@@ -39,10 +58,22 @@ class RemoteStripes:
         self.paths: dict[tuple[int, int], Path] = {}
 
     @property
+    def quickest(self) -> Path | None:
+        """That of its stripes, of those which took frames of ours, whose round trip is shortest."""
+        known = (path for path in self.paths.values() if path.rtt.srtt_us and not path.stalled)
+        return min(known, key=lambda path: path.rtt.srtt_us, default=None)
+
+    @property
+    def least_us(self) -> int:
+        """The shortest round trip that is known of its stripes, 0 if none is."""
+        quickest = self.quickest
+        return quickest.rtt.srtt_us if quickest is not None else self.rtt_us
+
+    @property
     def has_room(self) -> bool:
         """Whether another frame may be handed over."""
         most = max(HANDED_BYTES // self.frame_bytes, HANDED_MAX)
-        return self.up > 0 and self.outstanding < min(max(self.up, HANDED_MIN), most)
+        return self.usable > 0 and self.outstanding < min(max(self.up, HANDED_MIN), most)
 
 
 class Exchange:
@@ -60,7 +91,7 @@ class Exchange:
         number: int,
         key: int,
     ) -> None:
-        self.guests: deque[tuple[Peer, int, int, int, int, int]] = deque()
+        self.guests: deque[tuple[Peer, int, int, int, int, int, int]] = deque()
         self.last_guest_us = 0
         self._context = context
         self._tunnel = tunnel
@@ -80,9 +111,19 @@ class Exchange:
         return sum(remote.up for remote in self._remotes.values())
 
     @property
+    def usable(self) -> int:
+        """Those of them that do not stall."""
+        return sum(remote.usable for remote in self._remotes.values())
+
+    @property
     def rtt_us(self) -> int:
         """The longest round trip of other workers' stripes, 0 if there are none."""
         return max((remote.rtt_us for remote in self._remotes.values()), default=0)
+
+    @property
+    def least_us(self) -> int:
+        """The shortest round trip that is known of other workers' stripes, 0 if none is."""
+        return min((each.least_us for each in self._remotes.values() if each.usable and each.least_us), default=0)
 
     @property
     def far(self) -> Owner | None:
@@ -99,15 +140,17 @@ class Exchange:
     def tell_all(self, kind: int, **fields: int) -> None:
         """Send every worker a descriptor of this session."""
         for peer in self._context.mesh.peers.values():
-            self._tell(peer, kind, **fields)
+            self.tell(peer, kind, **fields)
 
-    def _tell(self, peer: Peer, kind: int, **fields: int) -> None:
+    def tell(self, peer: Peer, kind: int, **fields: int) -> None:
+        """Send a worker a descriptor of this session."""
         peer.send(kind, tunnel=self._tunnel.index, session=self._number, **fields)
 
-    def tell_carriers(self, peer: Peer, far: Owner | None, rtt_us: int) -> None:
-        """Tell a worker how many stripes we have, how long their round trip takes, and where one of them leads."""
+    def tell_carriers(self, peer: Peer, far: Owner | None, rtt_us: int, usable: int) -> None:
+        """Tell a worker how many stripes we have, how many of them do not stall, how long their round trip takes, and
+        where one of them leads."""
         slot, serial, boot_id = far or (0, 0, 0)
-        self._tell(
+        self.tell(
             peer,
             mesh.CARRIERS,
             flow=boot_id,
@@ -115,6 +158,7 @@ class Exchange:
             length=self._key_index,
             carrier=len(self._stripes),
             value=slot << 32 | serial,
+            value2=usable,
         )
 
     def on_peer_lost(self, peer: Peer) -> None:
@@ -128,11 +172,11 @@ class Exchange:
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
         """OUT, BOUND, LOST, STALLED or CARRIERS of this session."""
-        kind, _, _, slot, _, flow, offset, length, carrier, value, _ = descriptor
+        kind, _, _, slot, _, flow, offset, length, carrier, value, value2 = descriptor
         remote = self.remote(peer)
         if kind == mesh.OUT:
             self.last_guest_us = clock_us()
-            self.guests.append((peer, slot, length, flow, offset, value))
+            self._take_guest(remote, slot, length, flow, offset, value, value2)
         elif kind == mesh.BOUND:
             self._on_bound(remote, descriptor)
         elif kind == mesh.LOST:
@@ -142,10 +186,28 @@ class Exchange:
         elif kind == mesh.STALLED:
             path = remote.paths.get((carrier, value))
             if path is not None:
-                self._share.ack_elsewhere(path)
+                self._share.on_held_up(path)
         else:
-            remote.up, remote.rtt_us = carrier, offset if carrier else 0
+            remote.up, remote.usable, remote.rtt_us = carrier, value2, offset if carrier else 0
             remote.far = (value >> 32, value & 0xFFFFFFFF, flow) if carrier else None
+
+    def _take_guest(
+        self, remote: RemoteStripes, slot: int, length: int, flow: int, offset: int, kind: int, tag: int
+    ) -> None:
+        """Queue a frame of another worker. Start-time fair queueing (Goyal and others, 1996) between its streams and
+        ours: `tag` counts what each of its streams has sent, and only its growth tells, within LAG_BYTES of ours."""
+        own = self._share.virtual
+        grown = remote.virtual + max(tag - remote.tag, 0)
+        remote.tag, remote.virtual = tag, min(max(grown, own - LAG_BYTES), own + LAG_BYTES)
+        guest = (remote.peer, slot, length, flow, offset, kind, remote.virtual)
+        if length > SCRATCH_BYTES:
+            self.guests.append(guest)
+        else:
+            self.guests.appendleft((*guest[:-1], own - LAG_BYTES))
+
+    def is_guests_turn(self, virtual: int) -> bool:
+        """Whether the streams of the next guest have had less than ours, which have sent `virtual` bytes each."""
+        return self.guests[0][-1] <= virtual
 
     # Ours on others' stripes
 
@@ -172,7 +234,7 @@ class Exchange:
         """Hand over a frame of `length` bytes in one of our slots."""
         self._context.memory.arena.lend(slot, remote.peer.slot)
         remote.outstanding += 1
-        self._tell(
+        self.tell(
             remote.peer,
             mesh.OUT,
             slot=slot,
@@ -181,6 +243,7 @@ class Exchange:
             length=length,
             carrier=self._key_index,
             value=kind,
+            value2=self._share.virtual,
         )
 
     def _on_bound(self, remote: RemoteStripes, descriptor: Descriptor) -> None:
@@ -218,15 +281,16 @@ class Exchange:
 
     def send_guest(self, stripe: Stripe) -> None:
         """Send the next frame of another worker's flow on `stripe`."""
-        peer, slot, length, flow, offset, kind = self.guests.popleft()
+        peer, slot, length, flow, offset, kind, _ = self.guests.popleft()
         assert stripe.path is not None
         try:
             view = peer.view(slot, length)
-        except ValueError:
+            frame.unpack(view)
+        except (ValueError, RemoteProtocolError):
             self._context.mesh.dropped_descriptors += 1
             return
         stripe.send(view)
-        self._tell(
+        self.tell(
             peer,
             mesh.BOUND,
             flags=int(not stripe.closed),
@@ -242,5 +306,5 @@ class Exchange:
     def return_guests(self) -> None:
         """There is no stripe left: the frames of other workers go back to them."""
         while self.guests:
-            peer, slot, _, flow, offset, kind = self.guests.popleft()
-            self._tell(peer, mesh.BOUND, slot=slot, flow=flow, offset=offset, value2=kind)
+            peer, slot, _, flow, offset, kind, _ = self.guests.popleft()
+            self.tell(peer, mesh.BOUND, slot=slot, flow=flow, offset=offset, value2=kind)

@@ -17,6 +17,9 @@ SCRATCH_BYTES = 1024
 """Records up to this size are opened into a buffer on the side: most are control frames and need no slot."""
 INBOUND_BYTES = 1 << 20
 OUTBOUND_BYTES = (1 << 20) + 4096
+PARTIAL_BYTES = 64 << 20
+"""What all stripes together may hold of records that are half received: a thousand first frames. More stays in the
+kernel until it is whole."""
 FLUSH_BYTES = 64 << 10
 """Staged records leave when there are so many bytes, and at the end of a turn."""
 
@@ -42,6 +45,7 @@ class Memory:
         self.outbound = memoryview(bytearray(max(OUTBOUND_BYTES, frame_max_bytes + HEADER_BYTES + OVERHEAD)))
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self.spare = memoryview(bytearray(frame_max_bytes + HEADER_BYTES))
+        self.partial_left = PARTIAL_BYTES
         self.dropped_frames = 0
         self.starved = False
         self.on_room: Callable[[], None] | None = None

@@ -5,21 +5,24 @@ the worker that received it; only descriptors cross. `session` is the session's 
 (`workers.io.session`).
 
 kind      to                  slot        flow, offset    length            carrier     value          value2
-OUT       carrier's worker    frame       of the frame    of the frame      -           frame kind     -
+OUT       carrier's worker    frame       of the frame    of the frame      -           frame kind     sent, per stream
 BOUND     flow's worker       as in OUT   as in OUT       next frame size   index       generation     frame kind
-IN        flow's worker       frame       of the frame    of the frame      -           -              -
+IN        flow's worker       frame       of the frame    of the frame      key index   index<<32|gen  -
 FREE      the slot's owner    slot        -               -                 -           -              -
-CARRIERS  all                 -           far boot, RTT   key index         number up   far slot<<32|serial  -
+CARRIERS  all                 -           far boot, RTT   key index         number up   far slot<<32|serial  not stalled
 LOST      all                 -           -               -                 index       generation     -
 STALLED   all                 -           -               -                 index       generation     -
+BROKEN    carrier's worker    -           -               -                 index       generation     -
 GONE      all                 -           -               -                 -           far slot<<32|serial  -
 ROSTER    all                 -           far boot id, -  -                 -           far slot<<32|serial  -
 DRAIN     all                 -           -               -                 -           -              -
 IDLE      all                 -           -               -                 -           -              -
+LOAD      all                 -           -               -                 -           bytes moved    -
+POOL      all                 -           -               -                 -           stripes wanted -
 
 BOUND with flag 0 means that the frame was not sent and comes back. IDLE, which names no session, means that the sender
-drains and has no streams left. `tunnel` is the tunnel's index. Unknown kinds, and slots and lengths outside the arena,
-are counted and dropped.
+drains and has no streams left; LOAD, that the sender has some. `tunnel` is the tunnel's index. Unknown kinds, and slots
+and lengths outside the arena, are counted and dropped.
 """
 
 from collections import deque
@@ -30,7 +33,7 @@ from workers.io.memory import Memory
 from workers.shm.arena import ArenaView
 from workers.shm.ring import RingConsumer, RingProducer
 
-OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE, STALLED = range(1, 12)
+OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE, STALLED, LOAD, POOL, BROKEN = range(1, 15)
 
 READ = 1
 TAKE = 256

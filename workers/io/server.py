@@ -1,40 +1,34 @@
-"""The server's end of a stripe tunnel in one worker: stripes are accepted and authenticated here, streams go to the
-target.
+"""The server's end of a stripe tunnel in one worker: stripes are accepted here, streams go to the target.
 
-An accepted connection is `Pending` until its first sealed record opens: message 1 may be a replay, so until then
-nothing is kept of it. Whoever fails gets no byte: reading stops, and the connection is reset at the handshake
-deadline.
+Who is accepted is a stranger (`workers.io.pending`) until he has proven himself.
 """
 
 import errno
 import logging
-import os
 import socket
 import struct
-from collections import OrderedDict
+from collections.abc import Callable
 
 import gevent
 
 from workers.core import frame
 from workers.core.errors import RemoteProtocolError
 from workers.core.frame import Reason
-from workers.core.handshake import MESSAGE_MAX, Hello, Mode, ServerHandshake, Welcome
-from workers.core.record import LENGTH, RECORD_HEADER, TAG, Opener, Sealer
+from workers.core.handshake import Hello
 from workers.core.stream import Stream
 from workers.io import sockets, target
-from workers.io.accept import Acceptor
-from workers.io.context import Context, clock_us, session_number
+from workers.io.accept import SHORTAGES, Acceptor
+from workers.io.context import Context, session_number
 from workers.io.endpoint import Endpoint
-from workers.io.establish import SUITES, make_stripe, record_keys
+from workers.io.establish import make_stripe
+from workers.io.pending import Pending, Strangers
 from workers.io.session import Session
 from workers.io.stripe import Stripe
 from workers.settings import StripeServerTunnel
 from workers.status import TunnelStatus
 
-READ = 1
-MAX_PENDING = 1024
-"""Unauthenticated connections a tunnel and worker; past it the oldest goes."""
-MAX_PENDING_PER_ADDRESS = 256
+ACCEPT_BURST = 8
+"""Strangers taken in one turn: many share its cost, and stripes wait for half a millisecond at most."""
 REASONS = {errno.ECONNREFUSED: Reason.REFUSED, errno.EMFILE: Reason.OVERLOAD}
 MAX_STRIPES = 4096
 """What a session may have: the most that a client's somaxconn can be."""
@@ -44,135 +38,10 @@ HANDOVER = struct.Struct("=H")
 log = logging.getLogger("forwarder.server")
 
 
-class Pending:
-    """An accepted connection until its first sealed record opens."""
-
-    __slots__ = (
-        "_gone_told",
-        "_handshake",
-        "_hello",
-        "_keys",
-        "_received",
-        "_tunnel",
-        "_watcher",
-        "address",
-        "deadline_us",
-        "sock",
-    )
-
-    def __init__(self, tunnel: "ServerTunnel", sock: socket.socket, address: str, deadline_us: int) -> None:
-        self.sock = sock
-        self.address = address
-        self.deadline_us = deadline_us
-        self._tunnel = tunnel
-        self._hello: Hello | None = None
-        self._keys: tuple[Sealer, Opener] | None = None
-        self._gone_told = 0
-        self._received = b""
-        suite = SUITES[tunnel.context.settings.suite]
-        self._handshake = ServerHandshake(tunnel.find_key, suite, Mode.STRIPE)
-        self._watcher = tunnel.context.loop.io(sock.fileno(), READ)
-
-    def start(self) -> None:
-        """Begin to read."""
-        self._watcher.start(self._on_readable)
-
-    def _on_readable(self) -> None:
-        try:
-            data = self.sock.recv(MESSAGE_MAX + 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if data:
-            self.receive(data)
-        else:
-            self._tunnel.forget(self)
-
-    def receive(self, data: bytes) -> None:
-        """Take bytes of message 1, and after it of the first record."""
-        try:
-            if self._keys is not None:
-                self._take_record(self._keys, data)
-            else:
-                hello = self._handshake.receive(data)
-                if hello is not None:
-                    self._on_hello(hello)
-        except RemoteProtocolError as error:
-            self._fail(str(error))
-
-    def _fail(self, why: str) -> None:
-        """Say nothing and read nothing more; the deadline resets the connection."""
-        self._watcher.stop()
-        self._tunnel.refused += 1
-        log.debug("handshake refused tunnel=%s peer=%s reason=%r", self._tunnel.tunnel.name, self.address, why)
-
-    def _on_hello(self, hello: Hello) -> None:
-        tunnel = self._tunnel
-        context = tunnel.context
-        tunnel.check_permission(self._handshake.key_index, hello)
-        owner = hello.carrier_index % context.workers
-        if owner != context.slot and tunnel.hand_over(self, owner, self._handshake.raw):
-            return
-        number = session_number(self._handshake.key_id, tunnel.tunnel.name, hello.session_id)
-        welcome = Welcome(context.boot_id, number in tunnel.by_number, context.slot, context.roster_ids())
-        answer = self._handshake.welcome(welcome, ephemeral_private=os.urandom(32))
-        self._hello = hello
-        self._keys = record_keys(context, self._handshake.split())
-        self._gone_told = len(context.gone)
-        try:
-            self.sock.send(answer)
-        except OSError as error:
-            raise RemoteProtocolError(f"cannot answer: {error}") from None
-
-    def _take_record(self, keys: tuple[Sealer, Opener], data: bytes) -> None:
-        """Until a record has opened it is at most 1 KiB long, and so is what waits here."""
-        received = self._received = self._received + data
-        if len(received) < RECORD_HEADER:
-            return
-        (length,) = LENGTH.unpack_from(received)
-        keys[1].check_length(length)
-        end = RECORD_HEADER + length
-        if len(received) < end:
-            return
-        first = memoryview(bytearray(length - TAG))
-        keys[1].open_into(received[RECORD_HEADER:end], received[:RECORD_HEADER], first)
-        self._join(keys, first, received[end:])
-
-    def _join(self, keys: tuple[Sealer, Opener], first: memoryview, leftover: bytes) -> None:
-        """The first record opened, so the client is genuine: the connection is a stripe of its session."""
-        hello, tunnel = self._hello, self._tunnel
-        assert hello is not None
-        tunnel.on_proven(self)
-        session = tunnel.session_for(self._handshake.key_index, self._handshake.key_id, hello.session_id)
-        if session is None:
-            if not tunnel.context.draining:
-                tunnel.warn(f"too many sessions, {self.address} is refused")
-            sockets.close_with_reset(self.sock)
-            return
-        stripe = tunnel.make_stripe(self.sock, hello.carrier_index, keys)
-        if stripe is None:
-            return
-        stripe.owner, stripe.gone_told = session, self._gone_told
-        session.peer_text = self.address
-        session.on_far_roster({int(slot): serial for slot, serial in hello.roster}, hello.boot_id)
-        try:
-            session.on_frame(stripe, -1, first)  # its answer goes first: a larger record would not be believed yet
-        except RemoteProtocolError as error:
-            stripe.fail(str(error))
-            return
-        session.add_stripe(stripe)
-        stripe.start(session, leftover)
-        session.on_turn_end()
-
-    def part(self) -> None:
-        """The socket now belongs to another."""
-        self._watcher.stop()
-        self._watcher.close()
-
-
 class ServerSession(Session):
-    """A session whose streams are connected to the target."""
+    """A session whose streams are connected to the target. `warn` logs, now and then, why that is not possible."""
+
+    warn: Callable[[str], None]
 
     def opened(self, stream: Stream) -> None:
         """See Shell."""
@@ -186,7 +55,10 @@ class ServerSession(Session):
         try:
             sock = target.connect(tunnel.target, tunnel.connect_timeout_s)
         except OSError as error:
-            log.info("target refuses tunnel=%s target=%s reason=%s", tunnel.name, tunnel.target, error)
+            if error.errno in SHORTAGES:
+                self.warn(f"no connection to the target: {error.strerror}")
+            else:
+                log.info("target refuses tunnel=%s target=%s reason=%s", tunnel.name, tunnel.target, error)
             self.share.reset_stream(stream, REASONS.get(error.errno or 0, Reason.UNREACHABLE))
             self.egress.pump()
             return
@@ -209,13 +81,12 @@ class ServerTunnel:
     ) -> None:
         self.context = context
         self.tunnel = tunnel
+        self.name = tunnel.name
         self.by_number: dict[int, ServerSession] = {}
-        self.refused = 0
         self._inboxes = inboxes
-        self._pending: OrderedDict[Pending, None] = OrderedDict()
-        self._per_address: dict[str, int] = {}
+        self._strangers = Strangers(self, tunnel.handshake_timeout_s)
         self._past: list[int] = [0, 0, 0, 0]
-        self._acceptor = Acceptor(context.loop, tunnel.name, listeners, self._on_connection)
+        self._acceptor = Acceptor(context.loop, tunnel.name, listeners, self._on_connection, burst=ACCEPT_BURST)
 
     def sessions(self) -> list[Session]:
         """The sessions of this tunnel."""
@@ -230,42 +101,14 @@ class ServerTunnel:
     def _on_connection(self, sock: socket.socket, address: tuple[str, int]) -> None:
         if sockets.is_of_reserve(sock):
             self._acceptor.warn("few descriptors are left")
-            if not self._pending:
+            if not self._strangers.forget_oldest():
                 sockets.close_with_reset(sock)
                 return
-            self.forget(next(iter(self._pending)))
             reserved, sock = sock, sock.dup()  # to the number just freed: numbers tell what is left
             reserved.close()
-        sock.setblocking(False)
-        self.admit(sock, str(address[0]).removeprefix("::ffff:")).start()
-
-    def admit(self, sock: socket.socket, address: str) -> Pending:
-        """Take an accepted connection in; the oldest unauthenticated one goes if there are too many."""
-        deadline_us = clock_us() + int(self.tunnel.handshake_timeout_s * 1e6)
-        pending = Pending(self, sock, address, deadline_us)
-        if self._per_address.get(address, 0) >= MAX_PENDING_PER_ADDRESS:
-            self.forget(next(each for each in self._pending if each.address == address))
-        elif len(self._pending) >= MAX_PENDING:
-            self.forget(next(iter(self._pending)))
-        self._pending[pending] = None
-        self._per_address[address] = self._per_address.get(address, 0) + 1
-        return pending
-
-    def on_proven(self, pending: Pending) -> None:
-        """`pending` is a stripe, or lost, or handed over: it counts no more."""
-        if pending in self._pending:
-            del self._pending[pending]
-            left = self._per_address[pending.address] - 1
-            if left:
-                self._per_address[pending.address] = left
-            else:
-                del self._per_address[pending.address]
-            pending.part()
-
-    def forget(self, pending: Pending) -> None:
-        """Reset an unauthenticated connection."""
-        self.on_proven(pending)
-        sockets.close_with_reset(pending.sock)
+        self._strangers.admit(sock, str(address[0]).removeprefix("::ffff:"))
+        if not self._strangers.has_time:
+            self._acceptor.pause()
 
     def find_key(self, key_id: str) -> tuple[int, bytes] | None:
         """The index and secret of a key."""
@@ -274,31 +117,39 @@ class ServerTunnel:
                 return index, key.secret
         return None
 
-    def check_permission(self, key_index: int, hello: Hello) -> None:
-        """Raise RemoteProtocolError unless that key may use this tunnel."""
+    def check_hello(self, pending: Pending, hello: Hello) -> bool | None:
+        """See Door."""
+        handshake = pending.handshake
+        self._check_permission(handshake.key_index, hello)
+        owner = hello.carrier_index % self.context.workers
+        if owner != self.context.slot and self._hand_over(pending, owner):
+            return None
+        return session_number(handshake.key_id, self.tunnel.name, hello.session_id) in self.by_number
+
+    def _check_permission(self, key_index: int, hello: Hello) -> None:
         allowed = self.context.settings.keys[key_index].tunnels
         if hello.tunnel != self.tunnel.name or (allowed is not None and hello.tunnel not in allowed):
             raise RemoteProtocolError(f"tunnel {hello.tunnel!r} is not for this key here")
         if hello.carrier_index >= MAX_STRIPES:
             raise RemoteProtocolError(f"stripe {hello.carrier_index} of at most {MAX_STRIPES}")
 
-    def hand_over(self, pending: Pending, worker: int, received: bytes) -> bool:
+    def _hand_over(self, pending: Pending, worker: int) -> bool:
         """Give the connection and its first bytes to the worker that owns it; False if that fails."""
         inbox = self._inboxes.get(worker)
         if inbox is None:
             return False
+        message = HANDOVER.pack(self.tunnel.index) + pending.handshake.raw
         try:
-            socket.send_fds(inbox, [HANDOVER.pack(self.tunnel.index) + received], [pending.sock.fileno()])
+            socket.send_fds(inbox, [message], [pending.sock.fileno()])
         except OSError as error:
-            log.warning("cannot hand over tunnel=%s worker=%d reason=%s", self.tunnel.name, worker, error)
+            self._acceptor.warn(f"worker {worker} takes no stripe that is handed over: {error}")
             return False
-        self.on_proven(pending)
+        self._strangers.release(pending)
         pending.sock.close()
         return True
 
     def take_over(self, sock: socket.socket, received: bytes) -> None:
         """A connection that another worker accepted for us, and its first bytes."""
-        sock.setblocking(False)
         try:
             address = str(sock.getpeername()[0]).removeprefix("::ffff:")
         except OSError:
@@ -308,51 +159,81 @@ class ServerTunnel:
             self._acceptor.warn("few descriptors are left")
             sockets.close_with_reset(sock)
             return
-        pending = self.admit(sock, address)
-        pending.start()
-        pending.receive(received)
+        self._strangers.admit(sock, address, received)
 
     # Authenticated
 
-    def make_stripe(self, sock: socket.socket, index: int, keys: tuple[Sealer, Opener]) -> Stripe | None:
-        """A stripe of a genuine client's connection; None, and it is closed, if the peer has broken it."""
+    def on_proven(self, pending: Pending, hello: Hello, first: memoryview, leftover: bytes) -> None:
+        """See Door. The connection is a stripe of its session."""
+        handshake = pending.handshake
+        number = session_number(handshake.key_id, self.tunnel.name, hello.session_id)
+        session = self.create(number, handshake.key_index)
+        if session is None:
+            if not self.context.draining:
+                self._acceptor.warn(f"too many sessions, {pending.address} is refused")
+            sockets.close_with_reset(pending.sock)
+            return
+        if hello.carrier_index not in session.stripes and self._is_full():
+            self._acceptor.warn("few descriptors are left for stripes")
+            sockets.close_with_reset(pending.sock)
+            return
+        stripe = self._make_stripe(pending, hello.carrier_index)
+        if stripe is None:
+            return
+        stripe.owner, stripe.gone_told = session, pending.gone_told
+        session.peer_text = pending.address
+        session.on_far_roster({int(slot): serial for slot, serial in hello.roster}, hello.boot_id)
         try:
-            return make_stripe(self.context, self.tunnel, sock, index, keys)
+            session.on_frame(stripe, -1, first)  # its answer goes first: a larger record would not be believed yet
+        except RemoteProtocolError as error:
+            stripe.fail(str(error))
+            return
+        session.add_stripe(stripe)
+        stripe.start(session, leftover)
+        session.on_turn_end()
+
+    def _is_full(self) -> bool:
+        most = sockets.stripes_allowed(len(self.context.settings.server_tunnels))
+        return sum(len(session.stripes) for session in self.by_number.values()) >= most
+
+    def _make_stripe(self, pending: Pending, index: int) -> Stripe | None:
+        """None, and the connection is closed, if the peer has broken it."""
+        assert pending.keys is not None
+        try:
+            return make_stripe(self.context, self.tunnel, pending.sock, index, pending.keys)
         except OSError as error:
-            self.warn(f"cannot set up a stripe: {error}")
-            sock.close()
+            self._acceptor.warn(f"cannot set up a stripe: {error}")
+            pending.sock.close()
             return None
-
-    def warn(self, reason: str) -> None:
-        """Log why genuine clients' stripes are refused, now and then."""
-        self._acceptor.warn(reason)
-
-    def session_for(self, key_index: int, key_id: str, session_id: int) -> ServerSession | None:
-        """The session that a stripe belongs to, new if need be; None if there are too many."""
-        return self.create(session_number(key_id, self.tunnel.name, session_id), key_index)
 
     def create(self, number: int, key_index: int) -> ServerSession | None:
         """The session of that number, new if need be; None if there are too many."""
         session = self.by_number.get(number)
-        if session is None and len(self.by_number) < self.tunnel.max_sessions and not self.context.draining:
+        if session is None and self._has_place(key_index) and not self.context.draining:
             session = ServerSession(
                 self.context, self.tunnel, frame.SERVER, number, key_index, max_streams=self.tunnel.max_streams
             )
+            session.warn = self._acceptor.warn
             self.by_number[number] = session
         return session
 
+    def _has_place(self, key_index: int) -> bool:
+        """Where there are several keys, none gets more sessions than it leaves free: one cannot take all."""
+        left = self.tunnel.max_sessions - len(self.by_number)
+        keys = len(self.context.settings.keys)
+        if keys == 1 or key_index >= keys:
+            return left > 0 and key_index < keys
+        held = sum(session.key_index == key_index for session in self.by_number.values())
+        return left > held
+
     def on_time(self, now_us: int) -> None:
         """Every 100 ms."""
-        self._acceptor.resume()
-        pending = self._pending
-        while pending:
-            oldest = next(iter(pending))
-            if oldest.deadline_us > now_us:
-                break
-            self.forget(oldest)
+        self._strangers.on_time(now_us)
+        if self._strangers.has_time:
+            self._acceptor.resume()
         for number, session in list(self.by_number.items()):
             session.on_time(now_us)
-            if session.expired(now_us):
+            if session.liveness.expired(now_us):
                 self._end_session(number, session)
 
     def _end_session(self, number: int, session: ServerSession) -> None:
@@ -361,7 +242,9 @@ class ServerTunnel:
         session.close(Reason.TIMEOUT)
         del self.by_number[number]
         share = session.share
-        for index, value in enumerate((share.bytes_in, share.bytes_out, share.total_streams, share.reset_streams)):
+        refused = share.refused_streams
+        streams = (share.total_streams + refused, share.reset_streams + refused)
+        for index, value in enumerate((share.bytes_in, share.bytes_out, *streams)):
             self._past[index] += value
 
     def stop_accepting(self) -> None:
@@ -373,8 +256,7 @@ class ServerTunnel:
     def close(self) -> None:
         """Reset what is left and close everything."""
         self.stop_accepting()
-        while self._pending:
-            self.forget(next(iter(self._pending)))
+        self._strangers.close()
         for number, session in list(self.by_number.items()):
             session.close(Reason.SHUTDOWN)
             del self.by_number[number]
@@ -382,6 +264,7 @@ class ServerTunnel:
     def status(self, now_us: int) -> TunnelStatus:
         """This worker's part of the tunnel."""
         shares = [session.share for session in self.by_number.values()]
+        refused = sum(share.refused_streams for share in shares)
         keys = self.context.settings.keys
         return TunnelStatus(
             name=self.tunnel.name,
@@ -390,14 +273,14 @@ class ServerTunnel:
             bytes_in=self._past[0] + sum(share.bytes_in for share in shares),
             bytes_out=self._past[1] + sum(share.bytes_out for share in shares),
             flows_open=sum(len(share.streams) for share in shares),
-            flows_total=self._past[2] + sum(share.total_streams for share in shares),
-            flows_reset=self._past[3] + sum(share.reset_streams for share in shares),
+            flows_total=self._past[2] + refused + sum(share.total_streams for share in shares),
+            flows_reset=self._past[3] + refused + sum(share.reset_streams for share in shares),
             sessions=[
-                session.status(keys[session.key_index].key_id, session.total_up, now_us)
+                session.status(keys[session.key_index].key_id, session.liveness.total_up, now_us)
                 for session in self.by_number.values()
             ],
         )
 
     def count_open(self) -> dict[str, int]:
         """What must be level when nothing goes on."""
-        return {"pending": len(self._pending)}
+        return {"pending": len(self._strangers), "refused": self._strangers.refused}

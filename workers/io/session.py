@@ -1,6 +1,7 @@
-"""One worker's part of a session: its stripes and its streams; what both need of the other workers; what time brings.
+"""One worker's part of a session: its stripes and its streams; what both need of the other workers.
 
-What is sent is decided in `workers.io.egress`, what crosses between workers in `workers.io.exchange`.
+What is sent is decided in `workers.io.egress`, what crosses between workers in `workers.io.exchange`, what keeps
+stripes alive in `workers.io.liveness`.
 """
 
 import logging
@@ -9,32 +10,25 @@ from typing import Any
 from workers.core import frame
 from workers.core.errors import RemoteProtocolError
 from workers.core.path import Path
-from workers.core.sending import MIN_RTT_US
 from workers.core.session import Owner, SessionShare
 from workers.core.stream import Stream
-from workers.io import mesh, sockets
+from workers.io import mesh
 from workers.io.context import Context, clock_us
 from workers.io.egress import Egress
 from workers.io.endpoint import Endpoint
 from workers.io.exchange import Exchange
-from workers.io.memory import Piece
+from workers.io.liveness import Liveness
+from workers.io.memory import SCRATCH_BYTES, Piece
 from workers.io.mesh import Descriptor, Peer
 from workers.io.stripe import Stripe
 from workers.settings import StripeTunnel
 from workers.shm.arena import Side
 from workers.status import SessionStatus
 
-KEEPALIVE_US = 10_000_000
-"""A stripe that heard nothing for so long is asked (PING)."""
-DEAD_US = 25_000_000
-"""A stripe that heard nothing for so long is dead."""
 GONE_STRIPES = 3
 """A worker's death is told on so many stripes; whoever misses it learns of it in the next handshake."""
 GONE_BURST = 64
 """Deaths of the other end's workers believed at once; ten a second after that."""
-WARN_US = 10_000_000
-PROBED = 32
-"""Stripes asked at once after another one stalled."""
 
 log = logging.getLogger("forwarder.session")
 
@@ -62,27 +56,20 @@ class Session:
         self.stripes: dict[int, Stripe] = {}
         self.exchange = Exchange(context, tunnel, self.share, self.stripes, number, key_index)
         self.egress = Egress(context, self.share, self.stripes, self.exchange)
-        self.resumes = 0
-        self.outage_since_us: int | None = clock_us()
+        self.liveness = Liveness(context, tunnel, self.share, self.stripes, self.exchange, self.egress)
         self.far_roster: dict[int, int] = {}
         self.far_boot = 0
         self.far_draining = False
         self._far_gone: dict[int, int] = {}
         self._gone_left = GONE_BURST
-        self._refused = self._warned_us = 0
-        self._rtt_us = 0
         self._owners: list[Owner] = []
         self._next_owner = 0
         self._generation = 0
         self._dirty: list[Endpoint] = []
+        self._sent_before = 0
         context.sessions += 1
 
     # Stripes come and go
-
-    @property
-    def total_up(self) -> int:
-        """Stripes of all workers of this end."""
-        return len(self.stripes) + self.exchange.up
 
     def add_stripe(self, stripe: Stripe) -> None:
         """A stripe is authenticated. It replaces one of the same index, and learns of workers that died during its
@@ -96,11 +83,10 @@ class Session:
         self.share.add_path(stripe.path)
         for slot, serial in self.context.gone[stripe.gone_told :]:
             stripe.send(frame.pack(frame.GONE, 0, serial, 0, slot))
-        info = stripe.info = sockets.tcp_info(stripe.sock)
-        if info is not None:
-            self._rtt_us = max(self._rtt_us, info.rtt_us)
+        self.liveness.on_added(stripe)
         self._on_stripes_changed()
-        self.egress.make_ready(stripe)
+        self._follow_trips()
+        self.egress.lineup.make_ready(stripe)
         self.egress.pump()
 
     def on_stripe_lost(self, stripe: Stripe, why: str) -> None:
@@ -109,7 +95,8 @@ class Session:
         if self.stripes.get(stripe.index) is not stripe:
             return
         del self.stripes[stripe.index]
-        self.egress.forget(stripe)
+        self.egress.lineup.forget(stripe)
+        self.liveness.forget(stripe)
         assert stripe.path is not None
         self.share.lose_path(stripe.path)
         self.exchange.tell_all(mesh.LOST, carrier=stripe.index, value=stripe.path.generation)
@@ -126,24 +113,11 @@ class Session:
         self._owners = list(owners)
         for peer in self.context.mesh.peers.values():
             self._tell_carriers(peer)
-        self._update_rtt()
-        self._check_outage()
+        self.liveness.on_carriers_changed()
 
     def _tell_carriers(self, peer: Peer) -> None:
-        self.exchange.tell_carriers(peer, self._owners[0] if self._owners else None, self._rtt_us)
-
-    def _update_rtt(self) -> None:
-        """Windows follow the longest round trip: of our stripes, or of another worker's that carry our streams."""
-        self.share.rtt_us = max(MIN_RTT_US, self._rtt_us, self.exchange.rtt_us)
-
-    def _check_outage(self) -> None:
-        if self.total_up:
-            if self.outage_since_us is not None:
-                self.outage_since_us = None
-                if self.share.streams:
-                    self.resumes += 1
-        elif self.outage_since_us is None:
-            self.outage_since_us = clock_us()
+        live = self.liveness
+        self.exchange.tell_carriers(peer, self._owners[0] if self._owners else None, live.rtt_us, live.usable)
 
     # Workers of this end come and go
 
@@ -155,11 +129,10 @@ class Session:
     def on_peer_lost(self, peer: Peer) -> None:
         """A worker of this end is dead: its stripes are lost, and the other end has to learn that its streams are."""
         self.exchange.on_peer_lost(peer)
-        heard_last = sorted(self.stripes.values(), key=lambda each: each.received_us)[-GONE_STRIPES:]
-        for stripe in heard_last:
+        for stripe in sorted(self.stripes.values(), key=lambda each: each.received_us)[-GONE_STRIPES:]:
             stripe.send(frame.pack(frame.GONE, 0, peer.serial, 0, peer.slot))
             stripe.flush()
-        self._check_outage()
+        self.liveness.on_carriers_changed()
         self.egress.arm()
 
     # Ingress: from a stripe
@@ -180,11 +153,11 @@ class Session:
             return
         worker = frame.flow_slot(header.flow, self.share.end)
         if worker == self.context.slot:
-            self._receive_own(header, slot, view, now_us)
+            self._receive_own(header, slot, view, stripe.more, now_us)
         else:
-            self._hand_in(worker, header, slot, view)
+            self._hand_in(stripe, worker, header, slot, view)
 
-    def _receive_own(self, header: frame.Header, slot: int, view: memoryview, now_us: int) -> None:
+    def _receive_own(self, header: frame.Header, slot: int, view: memoryview, more: bool, now_us: int) -> None:
         memory = self.context.memory
         payload = view[frame.HEADER_BYTES :]
         if header.kind != frame.DATA:
@@ -196,6 +169,8 @@ class Session:
         piece = None
         if length:
             if slot < 0:
+                if not more and self._pass_on(header, payload, now_us):
+                    return
                 slot = memory.copy_in(payload, Side.INGRESS)
                 if slot < 0:
                     memory.dropped_frames += 1
@@ -203,6 +178,25 @@ class Session:
                 payload = memory.arena.view(slot, length)
             piece = Piece(None, slot, payload)
         self._receive(header, piece, length, now_us)
+
+    def _pass_on(self, header: frame.Header, payload: memoryview, now_us: int) -> bool:
+        """Give a small piece to the application without keeping it, if it is the next and nothing is queued."""
+        stream = self.share.streams.get(header.flow)
+        endpoint: Endpoint | None = stream.endpoint if stream is not None else None
+        if endpoint is None or not endpoint.takes_now or self.share.receive_next(header, len(payload), now_us) is None:
+            return False
+        sent = endpoint.send_now(payload)
+        if sent == len(payload):
+            return True
+        slot = self.context.memory.copy_in(payload, Side.INGRESS)
+        if slot < 0:
+            endpoint.fail()  # credit had set memory aside for it: cannot be
+            return True
+        piece = Piece(None, slot, self.context.memory.arena.view(slot, len(payload)))
+        piece.view = piece.view[sent:]
+        endpoint.deliver(piece)
+        endpoint.flush()
+        return True
 
     def _receive(self, header: frame.Header, piece: Piece | None, length: int, now_us: int) -> None:
         kept = False
@@ -212,7 +206,7 @@ class Session:
             if not kept and piece is not None:
                 self.context.memory.free(piece)
 
-    def _hand_in(self, worker: int, header: frame.Header, slot: int, view: memoryview) -> None:
+    def _hand_in(self, stripe: Stripe, worker: int, header: frame.Header, slot: int, view: memoryview) -> None:
         memory = self.context.memory
         peer = self.context.mesh.peers.get(worker)
         if peer is None:
@@ -230,16 +224,16 @@ class Session:
                 return
         memory.arena.lend(slot, worker)
         memory.arena.release(slot)
-        peer.send(
-            mesh.IN, tunnel=self.tunnel.index, slot=slot, session=self.number, length=length, carrier=self.key_index
-        )
+        generation = stripe.path.generation if stripe.path is not None else 0
+        origin = stripe.index << 32 | generation
+        self.exchange.tell(peer, mesh.IN, slot=slot, length=length, carrier=self.key_index, value=origin)
 
     def _on_carrier_frame(self, stripe: Stripe, header: frame.Header, now_us: int) -> None:
         kind = header.kind
         if kind == frame.PING:
             stripe.pong(header.offset)
         elif kind == frame.PONG:
-            stripe.pinged_us = 0
+            self.liveness.on_pong(stripe, now_us)
         elif kind == frame.GONE:
             self._on_gone(header.offset, header.serial)
         elif kind == frame.DRAIN and not self.far_draining:
@@ -274,9 +268,9 @@ class Session:
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
         """One descriptor that names this session."""
-        kind, _, _, slot, _, flow, _, length, _, value, _ = descriptor
+        kind, _, _, slot, _, flow, _, length, carrier, value, _ = descriptor
         if kind == mesh.IN:
-            self._on_handed_in(peer, slot, length)
+            self._on_handed_in(peer, slot, length, value)
         elif kind == mesh.GONE:
             self.share.on_peer_gone(value >> 32, value & 0xFFFFFFFF)
         elif kind == mesh.ROSTER:
@@ -285,25 +279,39 @@ class Session:
             self.share.on_roster({value >> 32: value & 0xFFFFFFFF}, flow)
         elif kind == mesh.DRAIN:
             self.far_draining = flow == self.far_boot
+        elif kind == mesh.BROKEN:
+            self._on_broken(carrier, value)
         else:
             self.exchange.on_descriptor(peer, descriptor)
             if kind == mesh.CARRIERS:
-                self._update_rtt()
-                self._check_outage()
+                self.liveness.on_carriers_changed()
 
-    def _on_handed_in(self, peer: Peer, slot: int, length: int) -> None:
+    def _on_handed_in(self, peer: Peer, slot: int, length: int, origin: int) -> None:
+        """`origin`: the stripe's index and generation, for the case that the frame breaks the protocol."""
         try:
             view = peer.view(slot, length)
             header = frame.unpack(view)
             payload = view[frame.HEADER_BYTES :]
-            if header.kind != frame.DATA or not payload:
+            length -= frame.HEADER_BYTES
+            if header.kind == frame.DATA and 0 < length <= SCRATCH_BYTES and self._pass_on(header, payload, clock_us()):
+                peer.return_slot(slot)
+            elif header.kind != frame.DATA or not payload:
                 body = bytes(payload)
                 peer.return_slot(slot)
                 self.share.receive(header, body, None, 0, clock_us())
             else:
-                self._receive(header, Piece(peer, slot, payload), len(payload), clock_us())
-        except (RemoteProtocolError, ValueError) as error:
+                self._receive(header, Piece(peer, slot, payload), length, clock_us())
+        except RemoteProtocolError as error:
             log.debug("frame from the mesh refused tunnel=%s reason=%s", self.tunnel.name, error)
+            self.exchange.tell(peer, mesh.BROKEN, carrier=origin >> 32, value=origin & 0xFFFFFFFF)
+        except ValueError as error:
+            log.debug("descriptor refused tunnel=%s reason=%s", self.tunnel.name, error)
+
+    def _on_broken(self, index: int, generation: int) -> None:
+        """A frame of that stripe, which was handed in, broke the protocol."""
+        stripe = self.stripes.get(index)
+        if stripe is not None and stripe.path is not None and stripe.path.generation == generation:
+            stripe.fail("a frame for another worker broke the protocol")
 
     def on_turn_end(self) -> None:
         """Give the applications what arrived, then send what that allows (StripeOwner)."""
@@ -314,8 +322,13 @@ class Session:
 
     def on_room(self, stripe: Stripe) -> None:
         """See StripeOwner."""
-        self.egress.make_ready(stripe)
+        self.egress.lineup.make_ready(stripe)
         self.egress.pump()
+
+    def _follow_trips(self) -> None:
+        sent = self.share.bytes_out
+        self.egress.lineup.on_time(self.exchange.least_us, 80.0 * (sent - self._sent_before))
+        self._sent_before = sent
 
     # Applications
 
@@ -354,14 +367,15 @@ class Session:
         """See Shell."""
         endpoint: Endpoint = stream.endpoint
         endpoint.deliver(piece)
-        if not endpoint.dirty:
-            endpoint.dirty = True
-            self._dirty.append(endpoint)
+        self._mark_dirty(endpoint)
 
     def end_of_stream(self, stream: Stream) -> None:
         """See Shell."""
         endpoint: Endpoint = stream.endpoint
         endpoint.end()
+        self._mark_dirty(endpoint)
+
+    def _mark_dirty(self, endpoint: Endpoint) -> None:
         if not endpoint.dirty:
             endpoint.dirty = True
             self._dirty.append(endpoint)
@@ -388,58 +402,14 @@ class Session:
     # Time
 
     def on_time(self, now_us: int) -> None:
-        """Every 100 ms: meters, liveness, stalls."""
-        rtt_us = 0
-        for stripe in list(self.stripes.values()):
-            if stripe.used or (stripe.info is not None and stripe.info.unacked_bytes):
-                stripe.used, was_stalled = False, stripe.stalled
-                stripe.sample(self.tunnel.frame_max_bytes)
-                if stripe.info is not None:
-                    rtt_us = max(rtt_us, stripe.info.rtt_us)
-                if stripe.stalled and not was_stalled:
-                    self._on_stall(stripe, now_us)
-            self._check_alive(stripe, now_us)
-        if rtt_us and not 3 * self._rtt_us < 4 * rtt_us < 5 * self._rtt_us:
-            self._rtt_us = rtt_us
+        """Every 100 ms."""
+        if self.liveness.on_time(now_us):
             self._on_stripes_changed()
         self.share.on_time(now_us)
+        self._follow_trips()
         self._gone_left = min(self._gone_left + 1, GONE_BURST)
-        if self.share.refused_streams > self._refused:
-            self._warn_of_refused(now_us)
         if self.share.has_work or self.exchange.guests:
             self.egress.pump()
-
-    def _warn_of_refused(self, now_us: int) -> None:
-        if now_us - self._warned_us > WARN_US:
-            count = self.share.refused_streams - self._refused
-            log.warning("no memory left for streams tunnel=%s refused=%d", self.tunnel.name, count)
-            self._refused, self._warned_us = self.share.refused_streams, now_us
-
-    def _check_alive(self, stripe: Stripe, now_us: int) -> None:
-        silent_us = now_us - stripe.received_us
-        if silent_us > DEAD_US:
-            stripe.fail("silent")
-        elif silent_us > KEEPALIVE_US and not stripe.pinged_us:
-            self._ping(stripe, now_us)
-
-    def _ping(self, stripe: Stripe, now_us: int) -> None:
-        stripe.pinged_us = now_us
-        stripe.send(frame.pack(frame.PING, 0, 0, 0, now_us))
-        stripe.flush()
-
-    def _on_stall(self, stripe: Stripe, now_us: int) -> None:
-        """Its latest ACKs leave elsewhere. What stalls one stripe may stall others: those next in line are asked."""
-        if stripe.path is not None:
-            self.share.ack_elsewhere(stripe.path)
-            self.exchange.tell_all(mesh.STALLED, carrier=stripe.index, value=stripe.path.generation)
-        for other in self.egress.next_in_line(PROBED):
-            if not other.pinged_us:
-                self._ping(other, now_us)
-
-    def expired(self, now_us: int) -> bool:
-        """Whether no stripe has been up anywhere for longer than the resume timeout."""
-        since = self.outage_since_us
-        return since is not None and now_us - since > self.tunnel.resume_timeout_s * 1e6
 
     def send_drain(self) -> None:
         """Tell the other end that this one opens and takes no more streams."""
@@ -469,6 +439,6 @@ class Session:
             carriers_wanted=wanted,
             reinjected_bytes=self.share.reinjected_bytes,
             duplicate_bytes=self.share.duplicate_bytes,
-            resumes=self.resumes,
+            resumes=self.liveness.resumes,
             carriers=[stripe.status(self.context.slot, now_us) for stripe in self.stripes.values()],
         )

@@ -13,7 +13,9 @@ TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 SIOCOUTQNSD = 0x894B
 """Bytes of a TCP socket not yet sent (linux/sockios.h)."""
 RESERVED_DESCRIPTORS = 32
-"""Left free by connections, for what does not ask `is_of_reserve`: dials of stripes, workers that join, reports."""
+"""Left free by connections of applications and to targets, for stripes that are dialled again and what follows."""
+LAST_DESCRIPTORS = 16
+"""Left free by dials, too, for what must not fail: meeting a worker, which takes 7, and reports."""
 USER_TIMEOUT_MS = 20_000
 """A stripe whose data stays unacknowledged for so long is dead."""
 
@@ -83,12 +85,18 @@ def set_unsent_limit(sock: socket.socket, limit: int) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limit)
 
 
-def is_of_reserve(sock: socket.socket) -> bool:
+def is_of_reserve(sock: socket.socket, reserve: int = RESERVED_DESCRIPTORS) -> bool:
     """Whether so few descriptors are left that they are needed for something else than more connections.
 
     The kernel gives the lowest number that is free, so the number says how many are taken.
     """
-    return sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
+    return sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - reserve
+
+
+def stripes_allowed(tunnels: int) -> int:
+    """How many stripes a worker may have for each of its tunnels: half of its descriptors are for streams."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max((limit // 2 - RESERVED_DESCRIPTORS) // tunnels, 1)
 
 
 def reset_on_close(sock: socket.socket) -> None:
@@ -112,7 +120,10 @@ def prepare_application(sock: socket.socket) -> None:
 def set_congestion(sock: socket.socket, algorithm: str | None) -> None:
     """Choose the congestion control by name; None leaves the system's. Raises OSError if there is none of that name."""
     if algorithm is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm.encode())
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm.encode())
+        except OSError as error:
+            raise OSError(error.errno, f"congestion {algorithm!r}: {error.strerror}") from None
 
 
 def prepare_stripe(sock: socket.socket, congestion: str | None) -> None:

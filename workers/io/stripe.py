@@ -12,7 +12,7 @@ from workers.core import frame
 from workers.core.errors import RemoteProtocolError
 from workers.core.pace import Pace
 from workers.core.path import Path
-from workers.core.record import LENGTH, OVERHEAD, RECORD_HEADER, TAG, Opener, Sealer
+from workers.core.record import LENGTH, OVERHEAD, RECORD_HEADER, TAG, Opener, Sealer, whole_records
 from workers.io import sockets
 from workers.io.memory import FLUSH_BYTES, OUTBOUND_BYTES, SCRATCH_BYTES, Memory
 from workers.shm.arena import Side
@@ -55,6 +55,9 @@ class Staging:
 class Stripe:
     """Owns `sock` (connected, non-blocking). `received_us` is when the peer last sent anything.
 
+    `more`: behind the frame that was opened last, there is more of what was received.
+    `trip_us`: the kernel's round trip, and what the unsent data in front takes, at most.
+    `slow`: others bring a frame there much sooner.
     `stalled`: the kernel's retransmission timer ran out, and nothing was acknowledged since.
     """
 
@@ -84,12 +87,15 @@ class Stripe:
         "in_ready",
         "index",
         "info",
+        "more",
         "owner",
         "path",
         "pinged_us",
         "received_us",
+        "slow",
         "sock",
         "stalled",
+        "trip_us",
         "up_since_us",
         "used",
     )
@@ -113,12 +119,12 @@ class Stripe:
         self.owner: StripeOwner | None = None
         self.path: Path | None = None
         self.far: tuple[int, int, int] | None = None
-        self.closed = self.in_ready = self.stalled = self.used = False
+        self.closed = self.in_ready = self.more = self.slow = self.stalled = self.used = False
         self._waited = self._writing = False
         self._pace = Pace(frame_max_bytes)
         self.frame_bytes = self._pace.frame_bytes
         self.info: sockets.TcpInfo | None = None
-        self.bytes_in = self.bytes_out = self.gone_told = self.pinged_us = 0
+        self.bytes_in = self.bytes_out = self.gone_told = self.pinged_us = self.trip_us = 0
         self.up_since_us = self.received_us = now_us
         self._low_water = 1
         sockets.set_unsent_limit(sock, self._pace.unsent_limit)
@@ -143,6 +149,8 @@ class Stripe:
     def _on_readable(self) -> None:
         inbound = self._memory.inbound
         body = self._body
+        if body is None and self._memory.partial_left <= 0 and self._read_whole_records():
+            return
         try:
             if body is None:
                 count = self.sock.recv_into(inbound)
@@ -164,14 +172,33 @@ class Stripe:
                 self._await_bytes(missing - count)
                 return
             self._body = None
+            self._memory.partial_left += len(body)
             count -= missing
         self._take(inbound[:count], body)
+
+    def _read_whole_records(self) -> bool:
+        """Leave a record in the kernel until it is whole; False if the kernel cannot, or it has ended."""
+        inbound = self._memory.inbound
+        try:
+            count = self.sock.recv_into(inbound, 0, socket.MSG_PEEK)
+        except OSError:
+            return False
+        whole, needed = whole_records(self._head, inbound[:count], self._opener.max_sealed_bytes)
+        if whole:
+            self.bytes_in += self.sock.recv_into(inbound[:whole])
+            self._take(inbound[:whole])
+        elif not count or not needed or needed == self._low_water:
+            return False
+        if not self.closed:
+            self._await_bytes(max(needed - whole, 1))
+        return True
 
     def _take(self, data: memoryview, body: memoryview | None = None) -> None:
         """Open all whole records: `body`, which is complete, then those in `data`; keep what is left."""
         assert self.owner is not None
         try:
             if body is not None:
+                self.more = True
                 self._open(body, self._head)
                 self._head = b""
             self._take_records(data)
@@ -183,6 +210,9 @@ class Stripe:
         position, count = 0, len(data)
         head, self._head = self._head, b""
         while not self.closed:
+            if position == count and not head:
+                self._await_bytes(1)
+                return
             if len(head) < RECORD_HEADER:
                 need = RECORD_HEADER - len(head)
                 head += bytes(data[position : position + need])
@@ -197,10 +227,12 @@ class Stripe:
             if end > count:
                 self._head = head
                 self._body = memoryview(bytearray(length))
+                self._memory.partial_left -= length
                 self._filled = count - position
                 self._body[: self._filled] = data[position:]
                 self._await_bytes(end - count)
                 return
+            self.more = end < count
             self._open(data[position:end], head)
             position, head = end, b""
 
@@ -258,9 +290,31 @@ class Stripe:
         self._await_room()
         return False
 
+    @property
+    def takes_small(self) -> bool:
+        """Whether a small frame may be sent even without room: the kernel took all that it was given."""
+        return self._pending is None and not self.closed
+
+    @property
+    def rate_bps(self) -> float:
+        """What it is measured to carry."""
+        return self._pace.rate_bps
+
+    def takes_us(self, length: int) -> float:
+        """How long `length` bytes take at the rate of the stripe; 0 while that is not known."""
+        rate_bps = self._pace.rate_bps
+        return length * 8e6 / rate_bps if rate_bps else 0.0
+
+    def unsent_us(self) -> float:
+        """How long what is not sent yet will take; without end on a dead socket."""
+        try:
+            return self.takes_us(sockets.unsent_bytes(self.sock))
+        except OSError:
+            return float("inf")
+
     def send(self, frame: memoryview | bytes) -> None:
-        """Seal a frame; it leaves at the next `flush`. Precondition: `has_room`, or a frame of at most
-        SCRATCH_BYTES."""
+        """Seal a frame; it leaves at the next `flush`. Precondition: `has_room`, or `takes_small`, or a frame of at
+        most SCRATCH_BYTES."""
         staging = self._staging
         record_bytes = len(frame) + OVERHEAD
         if staging.stripe is not self:
@@ -347,8 +401,10 @@ class Stripe:
         if info is None:
             return
         self.stalled = info.timeouts > 0
-        changed = self._pace.on_sample(info.delivery_rate_bps, info.window_rate_bps, info.app_limited, frame_max_bytes)
+        app_limited = info.app_limited or not info.delivery_rate_bps
+        changed = self._pace.on_sample(info.delivery_rate_bps, info.window_rate_bps, app_limited, frame_max_bytes)
         self.frame_bytes = self._pace.frame_bytes
+        self.trip_us = info.rtt_us + int(self.takes_us(self._pace.unsent_limit))
         if changed:
             try:
                 sockets.set_unsent_limit(self.sock, self._pace.unsent_limit)
@@ -388,6 +444,8 @@ class Stripe:
         self.closed = True
         self._budget = 0
         self._writing = False
+        if self._body is not None:
+            self._memory.partial_left += len(self._body)
         self._pending = self._body = None
         if self._staging.stripe is self:
             self._staging.stripe, self._staging.fill = None, 0

@@ -42,19 +42,24 @@ static void rehash(struct flows *flows)
 
 static const struct rule *rule_for(struct flows *flows, const struct key *key)
 {
+    struct rule *rules = flows->rules, *first = NULL;
     uint32_t in_turn = 0;
-    for (uint32_t i = 0; i < flows->rule_count; i++) {
-        uint16_t port = flows->rules[i].port;
-        if (port && (port == key->port[UP] || port == key->port[DOWN]))
-            return &flows->rules[i];
-        in_turn += port == 0;
-    }
-    if (!in_turn)
+    for (uint32_t i = 0; i < flows->rule_count; i++)
+        if (rules[i].port && (rules[i].port == key->port[UP] || rules[i].port == key->port[DOWN])) {
+            first = &rules[i];
+            break;
+        }
+    for (uint32_t i = 0; i < flows->rule_count && !first; i++)
+        if (!rules[i].port)
+            first = &rules[i];
+    if (!first)
         return NULL;
-    uint32_t skip = flows->taken++ % in_turn;
+    for (uint32_t i = 0; i < flows->rule_count; i++)
+        in_turn += rules[i].port == first->port;
+    uint32_t skip = first->taken++ % in_turn;
     for (uint32_t i = 0;; i++)
-        if (flows->rules[i].port == 0 && skip-- == 0)
-            return &flows->rules[i];
+        if (rules[i].port == first->port && skip-- == 0)
+            return &rules[i];
 }
 
 static struct flow *add(struct flows *flows, const struct key *key)

@@ -35,7 +35,8 @@ struct flow {
 };
 
 struct rule {
-    uint16_t port; /* of either end; 0: connections that no port rule takes, in turn */
+    uint16_t port;  /* of either end; 0: connections that no port rule takes. Rules of one port take turns */
+    uint32_t taken; /* by the first rule of a port: connections given one of them */
     struct limits limits[2];
 };
 
@@ -43,7 +44,7 @@ struct flows {
     struct flow **all, **buckets;
     uint32_t count, space, bucket_count;
     struct rule *rules;
-    uint32_t rule_count, taken; /* taken: connections given a rule in turn */
+    uint32_t rule_count;
 };
 
 /* The connection of a packet, made when it is new or a SYN starts the same 4-tuple again. */

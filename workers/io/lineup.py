@@ -1,0 +1,183 @@
+"""Which of a session's stripes takes the next frame, among those that this worker owns.
+
+Frames go to the stripe used last among those with room: few stripes stay warm, and the cost does not grow with their
+number. Stripes that take much longer than others come last, stalled ones wait apart. While small frames meet a bulk
+transfer, one stripe is kept for them (`express`): nothing large is queued or lost in front of them there.
+"""
+
+from itertools import islice
+
+from workers.io.stripe import Stripe
+
+SLOW_US = 10_000
+"""A stripe is slow if its round trip is so much longer than twice the shortest."""
+FIRST_WINDOW_BITS = 10 * 1448 * 8
+"""What TCP sends in its first round trip (RFC 6928): nothing else is known of the rate then."""
+EXPRESS_STRIPES = 4
+"""From so many on, one can be spared while small frames and bulk are sent together."""
+TOGETHER_US = 1_000_000
+"""Small frames and bulk are sent together if both were, so lately."""
+LOOK = 8
+"""Stripes looked at for a small frame that finds no room anywhere."""
+
+
+class Lineup:
+    """`stripes` are this worker's, by index; they belong to the session."""
+
+    def __init__(self, stripes: dict[int, Stripe]) -> None:
+        self._stripes = stripes
+        self._ready: list[Stripe] = []
+        self._held: dict[Stripe, None] = {}
+        self._aside: list[Stripe] = []
+        self._express: Stripe | None = None
+        self._light_us = self._heavy_us = -TOGETHER_US
+        self._least_us = 0
+        self._quick_bps = 0.0
+
+    def make_ready(self, stripe: Stripe) -> None:
+        """`stripe` may have room."""
+        if stripe.in_ready or stripe.closed or stripe is self._express:
+            return
+        stripe.in_ready = True
+        if stripe.slow:
+            self._ready.insert(0, stripe)
+        else:
+            self._ready.append(stripe)
+
+    def forget(self, stripe: Stripe) -> None:
+        """`stripe` is lost."""
+        if stripe.in_ready:
+            self._ready.remove(stripe)
+            stripe.in_ready = False
+        self._held.pop(stripe, None)
+        if stripe is self._express:
+            self._express = None
+
+    def next_in_line(self, most: int) -> list[Stripe]:
+        """Up to `most` stripes that would be used next; those heard of last go first from now on."""
+        self._ready.sort(key=lambda each: (not each.slow, each.received_us))
+        return self._ready[-most:]
+
+    def on_time(self, elsewhere_us: int, sent_bps: float) -> None:
+        """Every 100 ms, and when a stripe comes: tell slow stripes from the others.
+
+        elsewhere_us: the shortest round trip of other workers' stripes, 0 if unknown. sent_bps: what was sent lately.
+        """
+        known = [each for each in self._stripes.values() if each.info is not None and not is_stalled(each)]
+        trips = [stripe.trip_us for stripe in known] + [elsewhere_us] * bool(elsewhere_us)
+        least_us = self._least_us = min(trips, default=0)
+        slow = {stripe for stripe in known if stripe.trip_us > 2 * least_us + SLOW_US}
+        quick_bps = sum(stripe.rate_bps for stripe in known if stripe not in slow)
+        self._quick_bps = max(quick_bps, sent_bps, FIRST_WINDOW_BITS * 1e6 / max(least_us, 1))
+        changed = False
+        for stripe in self._stripes.values():
+            changed |= stripe.slow != (stripe in slow)
+            stripe.slow = stripe in slow
+        if changed:
+            self._ready.sort(key=lambda each: not each.slow)
+        while self._aside:
+            self.make_ready(self._aside.pop())
+
+    def meanwhile_bytes(self, rtt_us: int) -> float:
+        """What the others bring while a carrier of that round trip has a frame on its way; 0 for one as quick.
+
+        A stream that has no more credit than that waits for them: the frame would hold up what comes after it (BLEST,
+        Ferlin and others, 2016).
+        """
+        least_us = self._least_us
+        return self._quick_bps * (rtt_us - least_us) / 8e6 if rtt_us > 2 * least_us + SLOW_US else 0.0
+
+    def put_aside(self, stripe: Stripe) -> bool:
+        """Do without `stripe` until `on_time`; False if it is the only one here."""
+        if len(self._stripes) == 1:
+            return False
+        self.forget(stripe)
+        self._aside.append(stripe)
+        return True
+
+    # The next stripe
+
+    def with_room(self, needed: bool) -> Stripe | None:
+        """The stripe for any frame; stalled ones only if `needed`, as long as there are no others here."""
+        ready = self._ready
+        while ready:
+            stripe = ready[-1]
+            if is_stalled(stripe):
+                self._held[stripe] = None
+            elif stripe.has_room():
+                return stripe
+            if ready and ready[-1] is stripe:
+                ready.pop()
+                stripe.in_ready = False
+        if not self._held:
+            return None
+        self._release()
+        return self._held_with_room(needed)
+
+    @property
+    def held_all(self) -> bool:
+        """Whether all stripes here are stalled."""
+        return len(self._held) == len(self._stripes)
+
+    def _held_with_room(self, needed: bool) -> Stripe | None:
+        """Stalled stripes wait apart until that is over."""
+        needed = needed and self.held_all
+        for stripe in list(self._held):
+            if needed or not is_stalled(stripe):
+                self._held.pop(stripe, None)
+                if stripe.has_room():
+                    self.make_ready(stripe)
+                    return stripe
+        return None
+
+    def quickest(self) -> Stripe | None:
+        """Of a few that would be next, the one with room whose round trip is shortest."""
+        best: Stripe | None = None
+        for stripe in islice(reversed(self._ready), LOOK):
+            if is_stalled(stripe) or (best is not None and stripe.trip_us >= best.trip_us):
+                continue
+            if stripe.has_room():
+                best = stripe
+        return best
+
+    # Small frames
+
+    def for_small(self) -> Stripe | None:
+        """The stripe kept for small frames, or None."""
+        express = self._express
+        if express is not None and is_stalled(express):
+            self._release()
+            return None
+        return express if express is not None and express.takes_small else None
+
+    def without_room(self) -> Stripe | None:
+        """A stripe for a small frame although none has room: the one that holds least, of a few."""
+        some = (each for each in islice(self._stripes.values(), LOOK) if each.takes_small and not is_stalled(each))
+        return min(some, key=lambda each: each.trip_us / 2 + each.unsent_us(), default=None)
+
+    def on_light(self, now_us: int) -> None:
+        """A small frame of an application was sent."""
+        self._light_us = now_us
+        is_together = now_us - self._heavy_us < TOGETHER_US
+        if is_together and self._express is None and len(self._stripes) >= EXPRESS_STRIPES:
+            free = [stripe for stripe in self._stripes.values() if not is_stalled(stripe)]
+            if free:
+                express = min(free, key=lambda each: (each.slow, each.info.unacked_bytes if each.info else 0))
+                self.forget(express)
+                self._express = express
+
+    def on_heavy(self, now_us: int) -> None:
+        """A frame of a bulk transfer was sent."""
+        self._heavy_us = now_us
+        if self._express is not None and now_us - self._light_us > TOGETHER_US:
+            self._release()
+
+    def _release(self) -> None:
+        express, self._express = self._express, None
+        if express is not None:
+            self.make_ready(express)
+
+
+def is_stalled(stripe: Stripe) -> bool:
+    """By the kernel's timer or by our own."""
+    return stripe.stalled or (stripe.path is not None and stripe.path.stalled)
