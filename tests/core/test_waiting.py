@@ -1,11 +1,10 @@
 """What is sent a second time because another path would bring it sooner."""
 
+from tests.core.transcript import Side
 from workers.core import frame
 from workers.core.path import Path
 from workers.core.retain import SentFrame
 from workers.core.waiting import SLACK_US, STREAMS, Waiting
-
-from tests.core.transcript import Side
 
 QUICK_US, SLOW_US = 10_000, 200_000
 NOW_US = 5_000_000

@@ -81,6 +81,7 @@ class ReceiveWindow:
         "_mark_us",
         "_pool",
         "_reserved",
+        "_shrunk",
         "cap",
         "consumed",
         "consumed_frames",
@@ -93,6 +94,7 @@ class ReceiveWindow:
         """The caller has reserved reserve_bytes(INITIAL_WINDOW) from the pool."""
         self._pool = pool
         self._reserved = reserve_bytes(INITIAL_WINDOW)
+        self._shrunk = False
         self.cap = cap
         self._grown_at = 0
         self._mark = 0
@@ -121,8 +123,9 @@ class ReceiveWindow:
                 self._grow()
             elif self.window > INITIAL_WINDOW and 8 * taken * rtt_us < self.window * elapsed and self._pool.is_short:
                 self.window = max(self.window >> 1, INITIAL_WINDOW)
+                self._shrunk = True
             self._mark, self._mark_us = self.consumed, now_us
-        if self._reserved > reserve_bytes(self.window):
+        if self._shrunk:
             self._return_surplus()
 
     def _return_surplus(self) -> None:
@@ -133,6 +136,7 @@ class ReceiveWindow:
         if surplus > 0:
             self._reserved -= surplus
             self._pool.give_back(surplus)
+        self._shrunk = self._reserved > reserve_bytes(self.window)
 
     def on_blocked(self, end: int, delivered: int) -> bool:
         """The sender was out of credit at `end`, where the application had been given all below `delivered`.

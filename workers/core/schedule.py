@@ -25,36 +25,36 @@ Member = TypeVar("Member", bound=Scheduled)
 class DeficitRoundRobin(Generic[Member]):
     """Members take turns of QUANTUM bytes on average.
 
-    A member's debt stays when it leaves, so coming back early gains nothing.
+    A member's debt stays when it leaves, so coming back early gains nothing. `members`: in the order of their turns.
     """
 
-    __slots__ = ("_turn",)
+    __slots__ = ("members",)
 
     def __init__(self) -> None:
-        self._turn: deque[Member] = deque()
+        self.members: deque[Member] = deque()
 
     def __len__(self) -> int:
-        return len(self._turn)
+        return len(self.members)
 
     def add(self, member: Member) -> None:
         """Let `member` take part, if it does not yet."""
         if not member.scheduled:
             member.scheduled = True
             member.deficit = min(member.deficit, 0)
-            self._turn.append(member)
+            self.members.append(member)
 
     def remove(self, member: Member) -> None:
         """`member` has nothing to send now."""
         if member.scheduled:
             member.scheduled = False
-            if self._turn and self._turn[0] is member:
-                self._turn.popleft()
+            if self.members and self.members[0] is member:
+                self.members.popleft()
             else:
-                self._turn.remove(member)
+                self.members.remove(member)
 
     def next(self) -> Member | None:
         """Whose turn it is."""
-        turn = self._turn
+        turn = self.members
         while turn:
             member = turn[0]
             if len(turn) == 1:
@@ -70,8 +70,8 @@ class DeficitRoundRobin(Generic[Member]):
     def charge(self, member: Member, length: int) -> None:
         """`member` sent `length` bytes; its turn ends when it has used up its quantum."""
         member.deficit -= length
-        if member.deficit <= 0 and self._turn and self._turn[0] is member:
-            self._turn.rotate(-1)
+        if member.deficit <= 0 and self.members and self.members[0] is member:
+            self.members.rotate(-1)
 
 
 class Light(Scheduled, Protocol):
@@ -86,26 +86,21 @@ LightMember = TypeVar("LightMember", bound=Light)
 
 
 class Turns(Generic[LightMember]):
-    """Light members in turn, and only then the others, by deficit round robin."""
+    """Light members in turn (`light`), and only then the others, by deficit round robin."""
 
-    __slots__ = ("_heavy", "_light")
+    __slots__ = ("_heavy", "light")
 
     def __init__(self) -> None:
-        self._light: deque[LightMember] = deque()
+        self.light: deque[LightMember] = deque()
         self._heavy: DeficitRoundRobin[LightMember] = DeficitRoundRobin()
 
     def __bool__(self) -> bool:
-        return bool(self._light or self._heavy)
-
-    @property
-    def has_light(self) -> bool:
-        """Whether the next one is light."""
-        return bool(self._light)
+        return bool(self.light or self._heavy.members)
 
     @property
     def heavy(self) -> int:
         """How many share what the light ones leave."""
-        return len(self._heavy)
+        return len(self._heavy.members)
 
     def add(self, member: LightMember, now_us: int) -> None:
         """Let `member` take part, if it does not yet."""
@@ -115,7 +110,7 @@ class Turns(Generic[LightMember]):
             member.light_since_us, member.light_bytes = now_us, 0
         if member.light_bytes < LIGHT_BYTES:
             member.light = True
-            self._light.append(member)
+            self.light.append(member)
         else:
             self._heavy.add(member)
 
@@ -123,16 +118,16 @@ class Turns(Generic[LightMember]):
         """`member` has nothing to send now."""
         if member.light:
             member.light = False
-            if self._light[0] is member:
-                self._light.popleft()
+            if self.light[0] is member:
+                self.light.popleft()
             else:
-                self._light.remove(member)
+                self.light.remove(member)
         else:
             self._heavy.remove(member)
 
     def next(self) -> LightMember | None:
         """Whose turn it is."""
-        return self._light[0] if self._light else self._heavy.next()
+        return self.light[0] if self.light else self._heavy.next()
 
     def charge(self, member: LightMember, length: int) -> None:
         """`member` sent `length` bytes."""
@@ -141,7 +136,7 @@ class Turns(Generic[LightMember]):
             return
         member.light_bytes += length
         if member.light_bytes < LIGHT_BYTES:
-            self._light.rotate(-1)
+            self.light.rotate(-1)
         else:
             self.remove(member)
             self._heavy.add(member)

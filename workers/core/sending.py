@@ -52,7 +52,7 @@ class Sending:
     @property
     def has_urgent(self) -> bool:
         """Whether the next frame to send is a small one that should not wait."""
-        return bool(self.acks or self.answers or self.turns.has_light)
+        return bool(self.acks or self.answers or self.turns.light)
 
     @property
     def next_due_us(self) -> int | None:

@@ -170,7 +170,7 @@ class Egress:
     def _send_data(self, stripe: Stripe, frame_bytes: int) -> bool:
         """Send new data of whose turn it is; False if it had none."""
         share = self._share
-        is_light = share.turns.has_light
+        is_light = bool(share.turns.light)
         kept = self._next_data(frame_bytes)
         if kept is None:
             return False
