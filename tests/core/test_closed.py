@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.core import closed
-from workers.core.closed import EARLIER, SeenCounters
+from workers.core.closed import EARLIER, MAX_TOMBSTONES, TOMBSTONE_US, Finished, SeenCounters
 from workers.core.errors import RemoteProtocolError
 
 
@@ -69,3 +69,20 @@ def test_gaps_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen.admit(21)
     assert seen.admit(1)
     assert not seen.admit(5)
+
+
+def test_finished_stream_is_known_for_a_while() -> None:
+    finished = Finished()
+    finished.add(7, 100, 0)
+    finished.expire(TOMBSTONE_US)
+    assert finished.total(7) == 100 and finished.total(8) is None
+    finished.expire(TOMBSTONE_US + 1)
+    assert finished.total(7) is None and not len(finished)
+
+
+def test_oldest_finished_stream_goes_for_one_too_many() -> None:
+    finished = Finished()
+    for flow in range(MAX_TOMBSTONES + 1):
+        finished.add(flow, 1, flow)
+    assert len(finished) == MAX_TOMBSTONES
+    assert finished.total(0) is None and finished.total(1) == 1

@@ -3,16 +3,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.core.schedule import QUANTUM, DeficitRoundRobin
+from workers.core.schedule import LIGHT_BYTES, LIGHT_US, QUANTUM, DeficitRoundRobin, Turns
 
 MAX_FRAME = 256 << 10
+NOW_US = 1_000_000
 
 
 class Member:
     def __init__(self, name: int) -> None:
         self.name = name
         self.deficit = 0
-        self.scheduled = False
+        self.scheduled = self.light = False
+        self.light_bytes = 0
+        self.light_since_us = 0
         self.sent = 0
 
     def __repr__(self) -> str:
@@ -120,3 +123,65 @@ def test_backlogged_members_get_the_same_within_a_quantum_and_a_frame(actions: l
         assert {each for each in all_members if each.scheduled} == present
         assert abs(always[0].sent - always[1].sent) <= 2 * (QUANTUM + MAX_FRAME)
         assert all(-MAX_FRAME <= each.deficit <= QUANTUM for each in all_members)
+
+
+def light_members(count: int) -> tuple[Turns[Member], list[Member]]:
+    turns: Turns[Member] = Turns()
+    return turns, [Member(number) for number in range(count)]
+
+
+def test_member_is_light_until_it_has_sent_much_in_a_short_time() -> None:
+    turns, (bulk, small) = light_members(2)
+    turns.add(bulk, NOW_US)
+    turns.charge(bulk, LIGHT_BYTES)
+    assert turns.next() is bulk and turns.heavy == 1 and not turns.light
+    turns.add(small, NOW_US)
+    for _ in range(LIGHT_BYTES // 64):
+        assert turns.next() is small, "before any bulk"
+        turns.charge(small, 64)
+    assert turns.next() is bulk and turns.heavy == 2
+
+
+def test_light_members_take_turns() -> None:
+    turns, members = light_members(3)
+    for member in members:
+        turns.add(member, NOW_US)
+    order = []
+    for _ in range(6):
+        member = turns.next()
+        assert member is not None
+        order.append(member.name)
+        turns.charge(member, 100)
+    assert order == [0, 1, 2, 0, 1, 2]
+
+
+def test_member_is_light_again_after_a_while() -> None:
+    turns, (member,) = light_members(1)
+    turns.add(member, NOW_US)
+    turns.charge(member, LIGHT_BYTES)
+    turns.remove(member)
+    turns.add(member, NOW_US + LIGHT_US - 1)
+    assert not turns.light
+    turns.remove(member)
+    turns.add(member, NOW_US + LIGHT_US)
+    assert turns.light
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["add", "remove", "send"])), max_size=60))
+def test_every_present_member_has_a_turn_and_no_other(steps: list[tuple[int, str]]) -> None:
+    turns, members = light_members(5)
+    present: set[int] = set()
+    for now_us, (name, step) in enumerate(steps):
+        member = members[name]
+        if step == "add":
+            turns.add(member, now_us * LIGHT_US // 3)
+            present.add(name)
+        elif step == "remove":
+            turns.remove(member)
+            present.discard(name)
+        elif (chosen := turns.next()) is not None:
+            turns.charge(chosen, 5000)
+        assert bool(turns) == bool(present)
+        assert turns.heavy + len(turns.light) == len(present)
+        following = turns.next()
+        assert following is None if not present else following is not None and following.name in present

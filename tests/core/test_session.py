@@ -25,11 +25,11 @@ from tests.core.transcript import (
     server,
 )
 from workers.core import frame, sending, session
+from workers.core.closed import TOMBSTONE_US
 from workers.core.credit import INITIAL_WINDOW, reserve_bytes
 from workers.core.errors import RemoteProtocolError
 from workers.core.frame import Reason
 from workers.core.rtt import INITIAL_RTO_US
-from workers.core.session import TOMBSTONE_US
 from workers.core.state import State
 from workers.core.stream import Stream
 

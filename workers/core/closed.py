@@ -1,4 +1,4 @@
-"""Which streams of one opener were seen: a closed stream must never be opened again by a frame that comes late.
+"""What is remembered of streams that are over: late frames of theirs must be answered, and never open them again.
 
 The counters of an opener are dense, so it is enough to keep the highest one seen and the gaps below it: every other
 counter was open once. The first counter seen need not be 0 (the opener may have used others before this memory began):
@@ -11,6 +11,10 @@ from workers.core.errors import RemoteProtocolError
 
 MAX_GAPS = 8192
 EARLIER = 1024
+TOMBSTONE_US = 60_000_000
+"""How long a finished stream is remembered, to answer a FIN whose ACK was lost. After that the answer is RESET."""
+MAX_TOMBSTONES = 16384
+"""Of one session and worker; the oldest goes: its peer has had time to hear the last ACK."""
 
 
 class SeenCounters:
@@ -54,3 +58,35 @@ class SeenCounters:
 
 def _first(gap: tuple[int, int]) -> int:
     return gap[0]
+
+
+class Finished:
+    """The streams that have ended, each with all that was received of it, the end itself included."""
+
+    __slots__ = ("_totals",)
+
+    def __init__(self) -> None:
+        self._totals: dict[int, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._totals)
+
+    def add(self, flow: int, total: int, now_us: int) -> None:
+        """That stream has ended."""
+        if len(self._totals) >= MAX_TOMBSTONES:
+            del self._totals[next(iter(self._totals))]
+        self._totals[flow] = total, now_us
+
+    def total(self, flow: int) -> int | None:
+        """What to acknowledge of that stream; None if it is not known (any more)."""
+        known = self._totals.get(flow)
+        return None if known is None else known[0]
+
+    def expire(self, now_us: int) -> None:
+        """Forget what is older than TOMBSTONE_US."""
+        totals = self._totals
+        while totals:
+            flow = next(iter(totals))
+            if now_us - totals[flow][1] <= TOMBSTONE_US:
+                break
+            del totals[flow]

@@ -15,7 +15,7 @@ is whatever the shell needs to find the payload again.
 from typing import Any, Protocol
 
 from workers.core import frame
-from workers.core.closed import MAX_GAPS, SeenCounters
+from workers.core.closed import MAX_GAPS, Finished, SeenCounters
 from workers.core.credit import INITIAL_WINDOW, CreditPool, reserve_bytes
 from workers.core.errors import RemoteProtocolError
 from workers.core.frame import Header, Reason
@@ -24,8 +24,6 @@ from workers.core.sending import MAX_ANSWERS, Sending
 from workers.core.state import Input, State
 from workers.core.stream import ACK_DELAY_US, FIN_PIECE, FIN_SENT, RECEIVE_OPEN, Stream
 
-TOMBSTONE_US = 60_000_000
-"""How long a finished stream is remembered, to answer a FIN whose ACK was lost. After that the answer is RESET."""
 MAX_OPENERS = 128
 """Workers of the other end, dead ones included, whose streams are remembered; the least recent goes."""
 
@@ -87,7 +85,7 @@ class SessionShare(Sending):
         self.duplicate_bytes = 0
         self.refused_streams = 0
         self.draining = False
-        self._finished: dict[int, tuple[int, int]] = {}
+        self._finished = Finished()
         self._seen: dict[int, SeenCounters] = {}
         self._counters: dict[int, int] = {}
 
@@ -111,9 +109,9 @@ class SessionShare(Sending):
     def _accept(self, header: Header, now_us: int) -> Stream | None:
         """A stream for a first frame, or None after answering for one that may not be opened."""
         flow = header.flow
-        finished = self._finished.get(flow)
-        if finished is not None:
-            ack = frame.Ack(finished[0], finished[0], 0, ())
+        total = self._finished.total(flow)
+        if total is not None:
+            ack = frame.Ack(total, total, 0, ())
             self.answer(frame.pack_ack(0, 0, flow, ack))
             return None
         fresh = header.flags & frame.OPENING and self._is_peers(flow) and header.serial == self.serial
@@ -268,7 +266,7 @@ class SessionShare(Sending):
 
     def _on_ack(self, stream: Stream | None, header: Header, ack: frame.Ack, now_us: int) -> None:
         if stream is None:
-            if not header.flags & frame.RESET_SEEN and header.flow not in self._finished:
+            if not header.flags & frame.RESET_SEEN and self._finished.total(header.flow) is None:
                 self.answer(frame.pack(frame.RESET, 0, 0, header.flow, Reason.UNKNOWN_FLOW))
             return
         stream.answered = True
@@ -315,7 +313,7 @@ class SessionShare(Sending):
         if stream.state is not State.CLOSED or self.streams.pop(stream.flow, None) is None:
             return
         if stream.fin_total is not None and stream.received.next_offset == stream.fin_total + 1:
-            self._finished[stream.flow] = (stream.fin_total + 1, self._clock_us)
+            self._finished.add(stream.flow, stream.fin_total + 1, self._clock_us)
         for kept in (stream.reset_frame, stream.open_frame):
             if kept is not None:
                 kept.done = True
@@ -394,15 +392,7 @@ class SessionShare(Sending):
         self._clock_us = now_us
         self._check_paths(now_us)
         self._probe(now_us)
-        self._expire_tombstones(now_us)
-
-    def _expire_tombstones(self, now_us: int) -> None:
-        finished = self._finished
-        while finished:
-            flow = next(iter(finished))
-            if now_us - finished[flow][1] <= TOMBSTONE_US:
-                break
-            del finished[flow]
+        self._finished.expire(now_us)
 
 
 def _was_sent(stream: Stream) -> bool:

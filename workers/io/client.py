@@ -53,10 +53,6 @@ class ClientSession(Session):
         if self.auto is not None:
             self.auto.on_descriptor(descriptor)
 
-    def _hand_in(self, stripe: Stripe, worker: int, header: frame.Header, slot: int, view: memoryview) -> None:
-        self.exchange.last_guest_us = clock_us()
-        super()._hand_in(stripe, worker, header, slot, view)
-
 
 class ClientTunnel:
     """Applications come in by `listeners`, which all workers share."""

@@ -23,6 +23,9 @@ kernel until it is whole."""
 FLUSH_BYTES = 64 << 10
 """Staged records leave when there are so many bytes, and at the end of a turn."""
 
+PARTIAL_LARGE, PARTIALS_KEPT = 64 << 10, 16
+"""Memory for records of at least that size is used again, of so many: a new one would have to be zeroed."""
+
 
 class Piece:
     """Payload of `length` bytes in `slot` of `origin` (None: this worker's arena). `view`: what is left to deliver."""
@@ -46,6 +49,8 @@ class Memory:
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self.spare = memoryview(bytearray(frame_max_bytes + HEADER_BYTES))
         self.partial_left = PARTIAL_BYTES
+        self._partial_max = frame_max_bytes + HEADER_BYTES + OVERHEAD
+        self._partials: list[bytearray] = []
         self.dropped_frames = 0
         self.starved = False
         self.on_room: Callable[[], None] | None = None
@@ -73,6 +78,23 @@ class Memory:
             self.arena.release(piece.slot)
         else:
             piece.origin.return_slot(piece.slot)
+
+    def take_partial(self, length: int) -> memoryview:
+        """Memory for a record of which `length` bytes are to come; give it back."""
+        self.partial_left -= length
+        if length < PARTIAL_LARGE or length > self._partial_max:
+            return memoryview(bytearray(length))
+        large = self._partials.pop() if self._partials else bytearray(self._partial_max)
+        return memoryview(large)[:length]
+
+    def give_back_partial(self, partial: memoryview) -> None:
+        """The record is opened, or will never be complete."""
+        length, large = len(partial), partial.obj
+        self.partial_left += length
+        partial.release()
+        if length >= PARTIAL_LARGE and len(self._partials) < PARTIALS_KEPT:
+            assert isinstance(large, bytearray)
+            self._partials.append(large)
 
     def copy_in(self, data: bytes | memoryview, side: Side) -> int:
         """A new slot that starts with `data`; -1 if there is none."""

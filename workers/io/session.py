@@ -1,7 +1,7 @@
 """One worker's part of a session: its stripes and its streams; what both need of the other workers.
 
-What is sent is decided in `workers.io.egress`, what crosses between workers in `workers.io.exchange`, what keeps
-stripes alive in `workers.io.liveness`.
+What becomes of received frames is said in `workers.io.ingress`, what is sent in `workers.io.egress`, what crosses
+between workers in `workers.io.exchange`, what keeps stripes alive in `workers.io.liveness`.
 """
 
 import logging
@@ -17,12 +17,11 @@ from workers.io.context import Context, clock_us
 from workers.io.egress import Egress
 from workers.io.endpoint import Endpoint
 from workers.io.exchange import Exchange
+from workers.io.ingress import Ingress
 from workers.io.liveness import Liveness
-from workers.io.memory import SCRATCH_BYTES, Piece
 from workers.io.mesh import Descriptor, Peer
 from workers.io.stripe import Stripe
 from workers.settings import StripeTunnel
-from workers.shm.arena import Side
 from workers.status import SessionStatus
 
 GONE_STRIPES = 3
@@ -55,6 +54,7 @@ class Session:
         )
         self.stripes: dict[int, Stripe] = {}
         self.exchange = Exchange(context, tunnel, self.share, self.stripes, number, key_index)
+        self.ingress = Ingress(context, tunnel, self.share, self.exchange, key_index)
         self.egress = Egress(context, self.share, self.stripes, self.exchange)
         self.liveness = Liveness(context, tunnel, self.share, self.stripes, self.exchange, self.egress)
         self.far_roster: dict[int, int] = {}
@@ -153,80 +153,9 @@ class Session:
             return
         worker = frame.flow_slot(header.flow, self.share.end)
         if worker == self.context.slot:
-            self._receive_own(header, slot, view, stripe.more, now_us)
+            self.ingress.receive(header, slot, view, stripe.more, now_us)
         else:
-            self._hand_in(stripe, worker, header, slot, view)
-
-    def _receive_own(self, header: frame.Header, slot: int, view: memoryview, more: bool, now_us: int) -> None:
-        memory = self.context.memory
-        payload = view[frame.HEADER_BYTES :]
-        if header.kind != frame.DATA:
-            if slot >= 0:
-                memory.arena.release(slot)
-            self.share.receive(header, payload, None, 0, now_us)
-            return
-        length = len(payload)
-        piece = None
-        if length:
-            if slot < 0:
-                if not more and self._pass_on(header, payload, now_us):
-                    return
-                slot = memory.copy_in(payload, Side.INGRESS)
-                if slot < 0:
-                    memory.dropped_frames += 1
-                    return
-                payload = memory.arena.view(slot, length)
-            piece = Piece(None, slot, payload)
-        self._receive(header, piece, length, now_us)
-
-    def _pass_on(self, header: frame.Header, payload: memoryview, now_us: int) -> bool:
-        """Give a small piece to the application without keeping it, if it is the next and nothing is queued."""
-        stream = self.share.streams.get(header.flow)
-        endpoint: Endpoint | None = stream.endpoint if stream is not None else None
-        if endpoint is None or not endpoint.takes_now or self.share.receive_next(header, len(payload), now_us) is None:
-            return False
-        sent = endpoint.send_now(payload)
-        if sent == len(payload):
-            return True
-        slot = self.context.memory.copy_in(payload, Side.INGRESS)
-        if slot < 0:
-            endpoint.fail()  # credit had set memory aside for it: cannot be
-            return True
-        piece = Piece(None, slot, self.context.memory.arena.view(slot, len(payload)))
-        piece.view = piece.view[sent:]
-        endpoint.deliver(piece)
-        endpoint.flush()
-        return True
-
-    def _receive(self, header: frame.Header, piece: Piece | None, length: int, now_us: int) -> None:
-        kept = False
-        try:
-            kept = self.share.receive(header, None, piece, length, now_us)
-        finally:
-            if not kept and piece is not None:
-                self.context.memory.free(piece)
-
-    def _hand_in(self, stripe: Stripe, worker: int, header: frame.Header, slot: int, view: memoryview) -> None:
-        memory = self.context.memory
-        peer = self.context.mesh.peers.get(worker)
-        if peer is None:
-            if slot >= 0:
-                memory.arena.release(slot)
-            is_last = header.kind == frame.RESET or (header.kind == frame.ACK and header.flags & frame.RESET_SEEN)
-            if not is_last:
-                self.share.answer(frame.pack(frame.RESET, 0, 0, header.flow, frame.Reason.WORKER_GONE))
-            return
-        length = len(view)
-        if slot < 0:
-            slot = memory.copy_in(view, Side.INGRESS)
-            if slot < 0:
-                memory.dropped_frames += 1
-                return
-        memory.arena.lend(slot, worker)
-        memory.arena.release(slot)
-        generation = stripe.path.generation if stripe.path is not None else 0
-        origin = stripe.index << 32 | generation
-        self.exchange.tell(peer, mesh.IN, slot=slot, length=length, carrier=self.key_index, value=origin)
+            self.ingress.hand_in(stripe, worker, header, slot, view)
 
     def _on_carrier_frame(self, stripe: Stripe, header: frame.Header, now_us: int) -> None:
         kind = header.kind
@@ -270,7 +199,7 @@ class Session:
         """One descriptor that names this session."""
         kind, _, _, slot, _, flow, _, length, carrier, value, _ = descriptor
         if kind == mesh.IN:
-            self._on_handed_in(peer, slot, length, value)
+            self.ingress.on_handed_in(peer, slot, length, value)
         elif kind == mesh.GONE:
             self.share.on_peer_gone(value >> 32, value & 0xFFFFFFFF)
         elif kind == mesh.ROSTER:
@@ -285,27 +214,6 @@ class Session:
             self.exchange.on_descriptor(peer, descriptor)
             if kind == mesh.CARRIERS:
                 self.liveness.on_carriers_changed()
-
-    def _on_handed_in(self, peer: Peer, slot: int, length: int, origin: int) -> None:
-        """`origin`: the stripe's index and generation, for the case that the frame breaks the protocol."""
-        try:
-            view = peer.view(slot, length)
-            header = frame.unpack(view)
-            payload = view[frame.HEADER_BYTES :]
-            length -= frame.HEADER_BYTES
-            if header.kind == frame.DATA and 0 < length <= SCRATCH_BYTES and self._pass_on(header, payload, clock_us()):
-                peer.return_slot(slot)
-            elif header.kind != frame.DATA or not payload:
-                body = bytes(payload)
-                peer.return_slot(slot)
-                self.share.receive(header, body, None, 0, clock_us())
-            else:
-                self._receive(header, Piece(peer, slot, payload), length, clock_us())
-        except RemoteProtocolError as error:
-            log.debug("frame from the mesh refused tunnel=%s reason=%s", self.tunnel.name, error)
-            self.exchange.tell(peer, mesh.BROKEN, carrier=origin >> 32, value=origin & 0xFFFFFFFF)
-        except ValueError as error:
-            log.debug("descriptor refused tunnel=%s reason=%s", self.tunnel.name, error)
 
     def _on_broken(self, index: int, generation: int) -> None:
         """A frame of that stripe, which was handed in, broke the protocol."""

@@ -1,21 +1,19 @@
 """A stripe: one TCP connection between the two ends, as a carrier of sealed frames.
 
-Ingress: `_on_readable` receives what there is, cuts it into records, opens each into a slot and hands it to the
-session. Egress: `send` seals a frame into the worker's staging buffer, `flush` gives the staged records to the kernel
-in one call. A stripe owns memory only for a record that is half received or half sent.
+Receiving is `workers.io.receiving`'s part. Egress: `send` seals a frame into the worker's staging buffer, `flush` gives
+the staged records to the kernel in one call. A stripe owns memory only for a record that is half received or half sent.
 """
 
 import socket
 from typing import Any, Protocol
 
 from workers.core import frame
-from workers.core.errors import RemoteProtocolError
 from workers.core.pace import Pace
 from workers.core.path import Path
-from workers.core.record import LENGTH, OVERHEAD, RECORD_HEADER, TAG, Opener, Sealer, whole_records
+from workers.core.record import OVERHEAD, Opener, Sealer
 from workers.io import sockets
-from workers.io.memory import FLUSH_BYTES, OUTBOUND_BYTES, SCRATCH_BYTES, Memory
-from workers.shm.arena import Side
+from workers.io.memory import FLUSH_BYTES, OUTBOUND_BYTES, Memory
+from workers.io.receiving import Receiving
 from workers.status import CarrierStatus
 
 READ, WRITE = 1, 2
@@ -52,23 +50,16 @@ class Staging:
         self.stripe: Stripe | None = None
 
 
-class Stripe:
+class Stripe(Receiving):
     """Owns `sock` (connected, non-blocking). `received_us` is when the peer last sent anything.
 
-    `more`: behind the frame that was opened last, there is more of what was received.
     `trip_us`: the kernel's round trip, and what the unsent data in front takes, at most.
     `slow`: others bring a frame there much sooner.
     `stalled`: the kernel's retransmission timer ran out, and nothing was acknowledged since.
     """
 
     __slots__ = (
-        "_body",
         "_budget",
-        "_filled",
-        "_head",
-        "_low_water",
-        "_memory",
-        "_opener",
         "_owed_pong",
         "_pace",
         "_pending",
@@ -78,22 +69,18 @@ class Stripe:
         "_waited",
         "_write_watcher",
         "_writing",
-        "bytes_in",
         "bytes_out",
-        "closed",
         "far",
         "frame_bytes",
         "gone_told",
         "in_ready",
         "index",
         "info",
-        "more",
         "owner",
         "path",
         "pinged_us",
         "received_us",
         "slow",
-        "sock",
         "stalled",
         "trip_us",
         "up_since_us",
@@ -112,29 +99,34 @@ class Stripe:
         frame_max_bytes: int,
         now_us: int,
     ) -> None:
-        self.sock = sock
+        super().__init__(sock, keys[1], memory)
         self.index = index
-        self._sealer, self._opener = keys
-        self._memory, self._staging = memory, staging
+        self._sealer = keys[0]
+        self._staging = staging
         self.owner: StripeOwner | None = None
         self.path: Path | None = None
         self.far: tuple[int, int, int] | None = None
-        self.closed = self.in_ready = self.more = self.slow = self.stalled = self.used = False
+        self.in_ready = self.slow = self.stalled = self.used = False
         self._waited = self._writing = False
         self._pace = Pace(frame_max_bytes)
         self.frame_bytes = self._pace.frame_bytes
         self.info: sockets.TcpInfo | None = None
-        self.bytes_in = self.bytes_out = self.gone_told = self.pinged_us = self.trip_us = 0
+        self.bytes_out = self.gone_told = self.pinged_us = self.trip_us = 0
         self.up_since_us = self.received_us = now_us
-        self._low_water = 1
         sockets.set_unsent_limit(sock, self._pace.unsent_limit)
-        self._budget = self._filled = 0
-        self._head = b""
-        self._body: memoryview | None = None
+        self._budget = 0
         self._pending: memoryview | None = None
         self._owed_pong: int | None = None
         self._read_watcher = loop.io(sock.fileno(), READ)
         self._write_watcher = loop.io(sock.fileno(), WRITE)
+
+    def _on_frame(self, slot: int, view: memoryview) -> None:
+        assert self.owner is not None
+        self.owner.on_frame(self, slot, view)
+
+    def _on_turn_end(self) -> None:
+        assert self.owner is not None
+        self.owner.on_turn_end()
 
     def start(self, owner: StripeOwner, leftover: bytes = b"") -> None:
         """Begin to receive for `owner`; `leftover` came along with the handshake."""
@@ -143,128 +135,6 @@ class Stripe:
             self._take(memoryview(leftover))
         if not self.closed:
             self._read_watcher.start(self._on_readable)
-
-    # Ingress
-
-    def _on_readable(self) -> None:
-        inbound = self._memory.inbound
-        body = self._body
-        if body is None and self._memory.partial_left <= 0 and self._read_whole_records():
-            return
-        try:
-            if body is None:
-                count = self.sock.recv_into(inbound)
-            else:
-                count = self.sock.recvmsg_into((body[self._filled :], inbound))[0]
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.fail(str(error))
-            return
-        if not count:
-            self.fail("closed by the peer")
-            return
-        self.bytes_in += count
-        if body is not None:
-            missing = len(body) - self._filled
-            if count < missing:
-                self._filled += count
-                self._await_bytes(missing - count)
-                return
-            self._body = None
-            self._memory.partial_left += len(body)
-            count -= missing
-        self._take(inbound[:count], body)
-
-    def _read_whole_records(self) -> bool:
-        """Leave a record in the kernel until it is whole; False if the kernel cannot, or it has ended."""
-        inbound = self._memory.inbound
-        try:
-            count = self.sock.recv_into(inbound, 0, socket.MSG_PEEK)
-        except OSError:
-            return False
-        whole, needed = whole_records(self._head, inbound[:count], self._opener.max_sealed_bytes)
-        if whole:
-            self.bytes_in += self.sock.recv_into(inbound[:whole])
-            self._take(inbound[:whole])
-        elif not count or not needed or needed == self._low_water:
-            return False
-        if not self.closed:
-            self._await_bytes(max(needed - whole, 1))
-        return True
-
-    def _take(self, data: memoryview, body: memoryview | None = None) -> None:
-        """Open all whole records: `body`, which is complete, then those in `data`; keep what is left."""
-        assert self.owner is not None
-        try:
-            if body is not None:
-                self.more = True
-                self._open(body, self._head)
-                self._head = b""
-            self._take_records(data)
-        except RemoteProtocolError as error:
-            self.fail(str(error))
-        self.owner.on_turn_end()
-
-    def _take_records(self, data: memoryview) -> None:
-        position, count = 0, len(data)
-        head, self._head = self._head, b""
-        while not self.closed:
-            if position == count and not head:
-                self._await_bytes(1)
-                return
-            if len(head) < RECORD_HEADER:
-                need = RECORD_HEADER - len(head)
-                head += bytes(data[position : position + need])
-                position += need
-                if len(head) < RECORD_HEADER:
-                    self._head = head
-                    self._await_bytes(1)
-                    return
-            (length,) = LENGTH.unpack(head)
-            self._opener.check_length(length)
-            end = position + length
-            if end > count:
-                self._head = head
-                self._body = memoryview(bytearray(length))
-                self._memory.partial_left -= length
-                self._filled = count - position
-                self._body[: self._filled] = data[position:]
-                self._await_bytes(end - count)
-                return
-            self.more = end < count
-            self._open(data[position:end], head)
-            position, head = end, b""
-
-    def _await_bytes(self, missing: int) -> None:
-        """Wake up for what completes a record, not for every segment of it: a third less CPU on a slow stripe."""
-        if missing != self._low_water:
-            self._low_water = missing
-            try:
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, missing)
-            except OSError as error:
-                self.fail(str(error))
-
-    def _open(self, body: memoryview, head: bytes) -> None:
-        memory = self._memory
-        length = len(body) - TAG
-        slot = -1
-        if length <= SCRATCH_BYTES:
-            view = memory.scratch[:length]
-        else:
-            slot = memory.arena.allocate(length, Side.INGRESS)
-            view = memory.arena.view(slot, length) if slot >= 0 else memory.spare[:length]
-        try:
-            self._opener.open_into(body, head, view)
-        except RemoteProtocolError:
-            if slot >= 0:
-                memory.arena.release(slot)
-            raise
-        assert self.owner is not None
-        if slot < 0 and length > SCRATCH_BYTES:
-            memory.dropped_frames += 1  # no slot: the sender keeps the frame and sends it again
-            return
-        self.owner.on_frame(self, slot, view)
 
     # Egress
 
@@ -444,9 +314,8 @@ class Stripe:
         self.closed = True
         self._budget = 0
         self._writing = False
-        if self._body is not None:
-            self._memory.partial_left += len(self._body)
-        self._pending = self._body = None
+        self._drop_partial()
+        self._pending = None
         if self._staging.stripe is self:
             self._staging.stripe, self._staging.fill = None, 0
         self._read_watcher.stop()

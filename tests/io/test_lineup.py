@@ -1,0 +1,167 @@
+"""Which stripe takes the next frame."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from workers.io.lineup import EXPRESS_STRIPES, SLOW_US, TOGETHER_US, Lineup
+from workers.io.stripe import Stripe
+
+MS = 1000
+NOW_US = 100 * TOGETHER_US
+
+
+class Carrier:
+    """What a lineup asks of a stripe. `room`: frames that it still takes."""
+
+    def __init__(self, index: int, trip_us: int = 10 * MS, rate_bps: float = 10e6) -> None:
+        self.index, self.trip_us, self.rate_bps = index, trip_us, rate_bps
+        self.room = 1
+        self.unsent = 0
+        self.in_ready = self.slow = self.stalled = self.closed = False
+        self.takes_small = True
+        self.received_us = 0
+        self.path = None
+        self.info = SimpleNamespace(unacked_bytes=1000 * index)
+
+    def __repr__(self) -> str:
+        return f"stripe {self.index}"
+
+    def has_room(self) -> bool:
+        return self.room > 0
+
+    def unsent_us(self) -> float:
+        return self.unsent
+
+
+def lineup_of(*carriers: Carrier) -> Lineup:
+    lineup = Lineup(cast(dict[int, Stripe], {each.index: each for each in carriers}))
+    lineup.on_time(0, 0.0)
+    for each in carriers:
+        lineup.make_ready(cast(Stripe, each))
+    return lineup
+
+
+def as_carrier(stripe: Any) -> Any:
+    return stripe
+
+
+def test_the_stripe_used_last_is_next() -> None:
+    carriers = [Carrier(index) for index in range(3)]
+    lineup = lineup_of(*carriers)
+    assert as_carrier(lineup.with_room(True)) is carriers[2]
+    carriers[2].room = 0
+    assert as_carrier(lineup.with_room(True)) is carriers[1]
+    carriers[2].room = 1
+    lineup.make_ready(cast(Stripe, carriers[2]))
+    assert as_carrier(lineup.with_room(True)) is carriers[2]
+
+
+def test_slow_stripe_is_used_when_the_quick_ones_are_full() -> None:
+    slow, quick = Carrier(0, 60 * MS), Carrier(1, 10 * MS)
+    lineup = lineup_of(quick, slow)
+    assert slow.slow and not quick.slow
+    assert as_carrier(lineup.with_room(True)) is quick
+    quick.room = 0
+    assert as_carrier(lineup.with_room(True)) is slow
+
+
+def test_stripe_of_twice_the_shortest_trip_is_not_slow_yet() -> None:
+    quick, other = Carrier(0, 10 * MS), Carrier(1, 20 * MS + SLOW_US)
+    lineup = lineup_of(quick, other)
+    assert not other.slow and not lineup.meanwhile_bytes(other.trip_us)
+    other.trip_us += 1
+    lineup.on_time(0, 0.0)
+    assert other.slow
+    assert lineup.meanwhile_bytes(other.trip_us) > 10e6 / 8 * (other.trip_us - quick.trip_us) / 1e6 - 1
+
+
+def test_stripes_of_other_workers_make_ours_slow() -> None:
+    only = Carrier(0, 60 * MS)
+    lineup = lineup_of(only)
+    assert not only.slow
+    lineup.on_time(10 * MS, 0.0)
+    assert only.slow
+
+
+def test_stalled_stripe_waits_apart_until_it_is_needed_or_recovers() -> None:
+    stalled, well = Carrier(0), Carrier(1)
+    lineup = lineup_of(well, stalled)
+    stalled.stalled = True
+    assert as_carrier(lineup.with_room(True)) is well
+    well.room = 0
+    assert lineup.with_room(True) is None and not lineup.held_all
+    stalled.stalled = False
+    assert as_carrier(lineup.with_room(True)) is stalled
+
+
+def test_last_stripe_is_used_though_it_stalls_unless_another_worker_has_some() -> None:
+    only = Carrier(0)
+    lineup = lineup_of(only)
+    only.stalled = True
+    assert lineup.with_room(needed=False) is None and lineup.held_all
+    assert as_carrier(lineup.with_room(needed=True)) is only
+
+
+def test_small_frames_beside_bulk_get_a_stripe_of_their_own() -> None:
+    carriers = [Carrier(index) for index in range(EXPRESS_STRIPES)]
+    lineup = lineup_of(*carriers)
+    lineup.on_light(NOW_US)
+    assert lineup.for_small() is None, "no bulk, no need"
+    lineup.on_heavy(NOW_US)
+    lineup.on_light(NOW_US)
+    express = lineup.for_small()
+    assert as_carrier(express) is carriers[0], "that with least in flight"
+    used = []
+    while (stripe := as_carrier(lineup.with_room(True))) is not None:
+        stripe.room = 0
+        used.append(stripe)
+    assert sorted(each.index for each in used) == [1, 2, 3]
+
+
+def test_express_stripe_serves_bulk_again_when_small_frames_are_over() -> None:
+    carriers = [Carrier(index) for index in range(EXPRESS_STRIPES)]
+    lineup = lineup_of(*carriers)
+    lineup.on_heavy(NOW_US)
+    lineup.on_light(NOW_US)
+    lineup.on_heavy(NOW_US + TOGETHER_US)
+    assert lineup.for_small() is not None
+    lineup.on_heavy(NOW_US + TOGETHER_US + 1)
+    assert lineup.for_small() is None
+    assert as_carrier(lineup.with_room(True)) is carriers[0]
+
+
+def test_express_stripe_that_stalls_or_is_lost_is_replaced() -> None:
+    carriers = [Carrier(index) for index in range(EXPRESS_STRIPES + 1)]
+    lineup = lineup_of(*carriers)
+    lineup.on_heavy(NOW_US)
+    lineup.on_light(NOW_US)
+    carriers[0].stalled = True
+    assert lineup.for_small() is None
+    lineup.on_light(NOW_US)
+    assert as_carrier(lineup.for_small()) is carriers[1]
+    lineup.forget(cast(Stripe, carriers[1]))
+    assert lineup.for_small() is None
+
+
+def test_too_few_stripes_are_all_for_everything() -> None:
+    lineup = lineup_of(*(Carrier(index) for index in range(EXPRESS_STRIPES - 1)))
+    lineup.on_heavy(NOW_US)
+    lineup.on_light(NOW_US)
+    assert lineup.for_small() is None
+
+
+def test_small_frame_without_room_anywhere_goes_where_least_waits() -> None:
+    full, fuller, broken = Carrier(0), Carrier(1), Carrier(2)
+    lineup = lineup_of(full, fuller, broken)
+    full.unsent, fuller.unsent, broken.unsent, broken.takes_small = 5 * MS, 9 * MS, 0, False
+    assert as_carrier(lineup.without_room()) is full
+
+
+def test_stripe_put_aside_comes_back_in_time() -> None:
+    first, second = Carrier(0), Carrier(1)
+    lineup = lineup_of(first, second)
+    assert lineup.put_aside(cast(Stripe, second))
+    assert as_carrier(lineup.with_room(True)) is first
+    lineup.on_time(0, 0.0)
+    assert as_carrier(lineup.with_room(True)) is second
+    assert not lineup_of(first).put_aside(cast(Stripe, first)), "the only one is needed"
