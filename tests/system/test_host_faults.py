@@ -182,7 +182,7 @@ def test_stripes_leave_descriptors_for_streams_and_for_a_new_worker(lab: Lab, en
 @pytest.mark.parametrize("end", ENDS)
 def test_streams_beyond_the_arena_are_refused_and_those_within_are_whole(lab: Lab, end: str) -> None:
     with Pair(lab, workers=(2, 2), start=False) as pair, Traffic(pair) as traffic:
-        start(pair, "tests.system.faulty", "arena:8192,2048", ends=(end,))
+        start(pair, "tests.system.faulty", "arena:16384,2048", ends=(end,))
         before = levels_after_use(pair, traffic)
         total = pair.tunnel(end)["flows_reset"]
         exchanges = traffic.open(4, 64 * MIB, rate_bps=8e6)
@@ -201,7 +201,7 @@ def test_streams_beyond_the_arena_are_refused_and_those_within_are_whole(lab: La
 def test_readers_that_stall_fill_the_arena_and_others_go_on(lab: Lab, end: str) -> None:
     """Data waits for every one of them in all of its window; what is left moves the other streams."""
     with Pair(lab, workers=(2, 2), start=False) as pair, Traffic(pair) as traffic:
-        start(pair, "tests.system.faulty", "arena:8192,2048")
+        start(pair, "tests.system.faulty", "arena:16384,2048")
         before = levels_after_use(pair, traffic)
         with contextlib.ExitStack() as stack:
             for _ in range(STALLED):
