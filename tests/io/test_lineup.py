@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from workers.io.lineup import EXPRESS_STRIPES, SLOW_US, TOGETHER_US, Lineup
+from workers.io.lineup import EXPRESS_STRIPES, FULL_MAX, SLOW_US, TOGETHER_US, Lineup
 from workers.io.stripe import Stripe
 
 MS = 1000
@@ -17,6 +17,7 @@ class Carrier:
         self.index, self.trip_us, self.rate_bps = index, trip_us, rate_bps
         self.room = 1
         self.unsent = 0
+        self.is_fast = False
         self.in_ready = self.slow = self.stalled = self.closed = False
         self.takes_small = True
         self.received_us = 0
@@ -56,6 +57,26 @@ def test_the_stripe_used_last_is_next() -> None:
     assert as_carrier(lineup.with_room(True)) is carriers[2]
 
 
+def test_few_of_the_fastest_stripes_are_filled() -> None:
+    carriers = [Carrier(index) for index in range(2 * FULL_MAX)]
+    for each in carriers:
+        each.is_fast = True
+    lineup = lineup_of(*carriers)
+    used = []
+    while (stripe := as_carrier(lineup.with_room(True))) is not None:
+        stripe.room = 0
+        used.append(stripe)
+    assert len(used) == FULL_MAX
+    used[0].room = 1
+    lineup.make_ready(used[0])
+    assert as_carrier(lineup.with_room(True)) is used[0]
+    used[0].room = 0
+    for each in used[:2]:
+        each.is_fast = False
+    lineup.on_time(0, 0.0)
+    assert as_carrier(lineup.with_room(True)) not in (None, *used)
+
+
 def test_slow_stripe_is_used_when_the_quick_ones_are_full() -> None:
     slow, quick = Carrier(0, 60 * MS), Carrier(1, 10 * MS)
     lineup = lineup_of(quick, slow)
@@ -73,6 +94,21 @@ def test_stripe_of_twice_the_shortest_trip_is_not_slow_yet() -> None:
     lineup.on_time(0, 0.0)
     assert other.slow
     assert lineup.meanwhile_bytes(other.trip_us) > 10e6 / 8 * (other.trip_us - quick.trip_us) / 1e6 - 1
+
+
+def test_waiting_for_a_quick_stripe_takes_one_that_will_have_room() -> None:
+    """Or nothing would ever wake up whoever waits."""
+    quick, slow = Carrier(0, 10 * MS), Carrier(1, 60 * MS)
+    lineup = lineup_of(quick, slow)
+    assert not lineup.is_quick_busy, "it has room now"
+    quick.room = 0
+    assert as_carrier(lineup.with_room(True)) is slow
+    assert lineup.is_quick_busy
+    quick.stalled = True
+    assert not lineup.is_quick_busy
+    quick.stalled = False
+    lineup.forget(cast(Stripe, quick))
+    assert not lineup.is_quick_busy, "it is lost"
 
 
 def test_stripes_of_other_workers_make_ours_slow() -> None:

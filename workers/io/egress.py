@@ -122,11 +122,14 @@ class Egress:
         return stripe
 
     def _is_too_far(self, rtt_us: int) -> bool:
-        """Whether the next frame, of ours, should rather wait for a carrier of a shorter round trip than this."""
+        """Whether the next frame, of ours, should rather wait for a carrier of a shorter round trip than this.
+
+        There has to be one, from which an event will come.
+        """
         stream = self._share.turns.next()
-        if stream is None:
+        if stream is None or stream.credit - stream.sent.next_offset >= self.lineup.meanwhile_bytes(rtt_us):
             return False
-        return stream.credit - stream.sent.next_offset < self.lineup.meanwhile_bytes(rtt_us)
+        return self.lineup.is_quick_busy or self._exchange.is_quicker_busy(rtt_us)
 
     def _send_on(self, stripe: Stripe) -> bool:
         """Send one frame on `stripe`; False if there is none."""

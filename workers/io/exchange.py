@@ -211,6 +211,10 @@ class Exchange:
 
     # Ours on others' stripes
 
+    def is_quicker_busy(self, rtt_us: int) -> bool:
+        """Whether a worker whose stripes have a shorter round trip than that will give frames back."""
+        return any(each.outstanding and each.usable and each.least_us < rtt_us for each in self._remotes.values())
+
     def remote_with_room(self) -> RemoteStripes | None:
         """The worker that holds fewest of our frames, if any takes another."""
         return min(

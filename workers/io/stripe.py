@@ -8,7 +8,7 @@ import socket
 from typing import Any, Protocol
 
 from workers.core import frame
-from workers.core.pace import Pace
+from workers.core.pace import UNSENT_MAX, UNSENT_MIN, Pace
 from workers.core.path import Path
 from workers.core.record import OVERHEAD, Opener, Sealer
 from workers.io import sockets
@@ -53,7 +53,7 @@ class Staging:
 class Stripe(Receiving):
     """Owns `sock` (connected, non-blocking). `received_us` is when the peer last sent anything.
 
-    `trip_us`: the kernel's round trip, and what the unsent data in front takes, at most.
+    `trip_us`: the kernel's round trip, and what the least unsent data in front takes.
     `slow`: others bring a frame there much sooner.
     `stalled`: the kernel's retransmission timer ran out, and nothing was acknowledged since.
     """
@@ -166,6 +166,11 @@ class Stripe(Receiving):
         return self._pending is None and not self.closed
 
     @property
+    def is_fast(self) -> bool:
+        """Whether it may hold as much unsent as any stripe."""
+        return self._pace.unsent_limit >= UNSENT_MAX
+
+    @property
     def rate_bps(self) -> float:
         """What it is measured to carry."""
         return self._pace.rate_bps
@@ -274,7 +279,7 @@ class Stripe(Receiving):
         app_limited = info.app_limited or not info.delivery_rate_bps
         changed = self._pace.on_sample(info.delivery_rate_bps, info.window_rate_bps, app_limited, frame_max_bytes)
         self.frame_bytes = self._pace.frame_bytes
-        self.trip_us = info.rtt_us + int(self.takes_us(self._pace.unsent_limit))
+        self.trip_us = info.rtt_us + int(self.takes_us(UNSENT_MIN))
         if changed:
             try:
                 sockets.set_unsent_limit(self.sock, self._pace.unsent_limit)
