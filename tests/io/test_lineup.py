@@ -190,7 +190,7 @@ def test_small_frame_without_room_anywhere_goes_where_least_waits() -> None:
     full, fuller, broken = Carrier(0), Carrier(1), Carrier(2)
     lineup = lineup_of(full, fuller, broken)
     full.unsent, fuller.unsent, broken.unsent, broken.takes_small = 5 * MS, 9 * MS, 0, False
-    assert as_carrier(lineup.without_room()) is full
+    assert as_carrier(lineup.without_room(slow=False)) is full
 
 
 def test_stripe_put_aside_comes_back_in_time() -> None:

@@ -16,6 +16,7 @@ from workers.io.context import Context, clock_us
 from workers.io.endpoint import Endpoint
 from workers.io.exchange import Exchange, RemoteStripes
 from workers.io.lineup import Lineup
+from workers.io.memory import SCRATCH_BYTES
 from workers.io.stripe import Stripe
 from workers.shm.arena import Side
 from workers.shm.layout import EGRESS_BYTES, SLOT_BYTES
@@ -91,19 +92,27 @@ class Egress:
 
     def _send_next(self) -> bool:
         """Send one frame where it is best off; False if there is none, or nowhere to send it."""
-        is_urgent = self._share.has_urgent
-        small = self.lineup.for_small() if is_urgent else None
+        guests, is_urgent = self._exchange.guests, self._share.has_urgent
+        small = self.lineup.for_small() if is_urgent or (guests and guests[0][2] <= SCRATCH_BYTES) else None
+        if small is not None and not is_urgent:
+            self._exchange.send_guest(small)
+            return True
         if small is None:
             stripe = self._stripe_with_room()
-            if (stripe is None or stripe.slow) and self._hand_out():
+            if stripe is None and is_urgent:
+                small = self.lineup.without_room(slow=False)
+            if small is None and (stripe is None or stripe.slow) and self._hand_out():
                 return True
             if stripe is not None:
                 return self._send_on(stripe)
-            small = self.lineup.without_room() if is_urgent else None
-        if small is None:
+        return self._send_small(small or self.lineup.without_room(slow=True)) if is_urgent else False
+
+    def _send_small(self, stripe: Stripe | None) -> bool:
+        """Send a small frame, room or not."""
+        if stripe is None:
             return False
-        if not self._send_control(small):
-            self._send_data(small, URGENT_BYTES)
+        if not self._send_control(stripe):
+            self._send_data(stripe, URGENT_BYTES)
         return True
 
     def _go_on(self) -> None:

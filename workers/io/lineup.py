@@ -130,7 +130,8 @@ class Lineup:
                 stripe.in_ready = False
         if not self._held:
             return None
-        self._release()
+        if self._express is not None and len(self._held) + 1 >= len(self._stripes):
+            self._release()
         return self._held_with_room(needed)
 
     @property
@@ -169,9 +170,11 @@ class Lineup:
             return None
         return express if express is not None and express.takes_small else None
 
-    def without_room(self) -> Stripe | None:
-        """A stripe for a small frame although none has room: the one that holds least, of a few."""
-        some = (each for each in islice(self._stripes.values(), LOOK) if each.takes_small and not is_stalled(each))
+    def without_room(self, slow: bool) -> Stripe | None:
+        """A stripe for a small frame although none has room: the one that holds least, of a few. `slow`: of the slow
+        ones, too."""
+        well = (each for each in self._stripes.values() if each.takes_small and not is_stalled(each))
+        some = islice((each for each in well if slow or not each.slow), LOOK)
         return min(some, key=lambda each: each.trip_us / 2 + each.unsent_us(), default=None)
 
     def on_light(self, now_us: int) -> None:
