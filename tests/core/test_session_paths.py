@@ -136,10 +136,10 @@ def test_stalled_carrier_is_given_up_at_once_when_another_comes() -> None:
     side.hears(data(0, bytes(4000)))
     side.write(stream, bytes(2000))
     assert side.says() == ["ACK 4000", "DATA 0-1000", "DATA 1000-2000"]
-    side.share.give_up(side.path, side.now_us)
+    side.share.give_up([side.path], side.now_us)
     assert side.says() == ["ACK 4000"], "there is no other"
     other = side.new_path(1)
-    side.share.give_up(side.path, side.now_us)
+    side.share.give_up([side.path], side.now_us)
     assert side.says(other) == ["ACK 4000", "DATA 0-1000", "DATA 1000-2000"]
     assert side.path.stalled and not other.stalled
 
@@ -154,7 +154,7 @@ def test_late_frames_wait_for_nobody_while_another_worker_has_a_carrier_that_wor
     side.share.usable_elsewhere = 1
     side.passes(SECOND_US)
     assert side.says(remote) == ["DATA 0-1000"], "that carrier is the one that works"
-    side.share.on_held_up(remote)
+    side.share.on_held_up([remote])
     side.passes(2 * SECOND_US)
     assert remote.stalled and side.says(Path(1, -1, 0)) == ["DATA 1000-2000", "DATA 0-1000"]
 

@@ -220,8 +220,9 @@ class DialPlan:
     def on_failed(self, attempt: Attempt, now_us: int) -> bool:
         """The attempt failed; whether that is news."""
         route = self.routes[attempt.route]
-        if route.attempts.pop(attempt, 0) == 0:
+        if attempt not in route.attempts:
             return False
+        del route.attempts[attempt]
         if self._is_needed(attempt.index, route):
             route.todo[attempt.index] = None
         return self._on_failure(route, now_us)

@@ -144,8 +144,6 @@ class Pool:
         self._size = self.wanted
         self._wait_us, self._in_vain = WAIT_MIN_US, 0
         self._try(now_us, mean, error)
-        if self._base is not None and self.wanted == self._size:
-            self._base = None
 
     def _on_no_better(self, now_us: int, gain: float) -> None:
         """That step did not help: next a smaller one, if it helped a little, then after a pause the other direction."""

@@ -9,20 +9,18 @@ INITIAL_RTO_US = 1_000_000
 class RttEstimator:
     """Smoothed round-trip time. `srtt_us` is 0 before the first sample."""
 
-    __slots__ = ("min_us", "rttvar_us", "srtt_us")
+    __slots__ = ("rttvar_us", "srtt_us")
 
     def __init__(self) -> None:
         self.srtt_us = 0
         self.rttvar_us = 0
-        self.min_us = 0
 
     def on_sample(self, rtt_us: int) -> None:
         """Take a measured round trip of `rtt_us` > 0 (RFC 6298, 2.2 and 2.3)."""
         if not self.srtt_us:
-            self.srtt_us = self.min_us = rtt_us
+            self.srtt_us = rtt_us
             self.rttvar_us = rtt_us // 2
             return
-        self.min_us = min(self.min_us, rtt_us)
         self.rttvar_us += (abs(self.srtt_us - rtt_us) - self.rttvar_us) >> 2
         self.srtt_us += (rtt_us - self.srtt_us) >> 3
 

@@ -5,6 +5,7 @@ frame is kept until it was received. When its path is lost or stalls, it is queu
 """
 
 from collections import deque
+from collections.abc import Collection
 
 from workers.core import frame
 from workers.core.path import Path
@@ -217,29 +218,34 @@ class Sending:
         self._busy.pop(path, None)
         for kept in reversed(list(path.waiting())):
             self._queue(kept, urgent=True)
-        self.ack_elsewhere(path)
+        self.ack_elsewhere([path])
         if all(other.stalled for other in self.paths.values()):
             for other in self.paths.values():
                 other.stalled = False
 
-    def ack_elsewhere(self, path: Path) -> None:
-        """What `path` took last may not arrive, or late: streams whose latest ACK it was send that again."""
+    def ack_elsewhere(self, paths: Collection[Path]) -> None:
+        """What they took last may not arrive, or late: streams whose latest ACK that was send it again."""
+        if not paths:
+            return
+        late = set(paths)
         for stream in self.streams.values():
-            if stream.ack_path is path:
+            if stream.ack_path in late:
                 stream.ack_path = None
                 self._ack_now(stream)
 
-    def on_held_up(self, path: Path) -> None:
-        """The carrier stalls, as its owner knows."""
-        path.held_up = True
-        self.ack_elsewhere(path)
+    def on_held_up(self, paths: Collection[Path]) -> None:
+        """These carriers stall, as their owner knows."""
+        for path in paths:
+            path.held_up = True
+        self.ack_elsewhere(paths)
 
-    def give_up(self, path: Path, now_us: int) -> None:
-        """The carrier stalls, and another has come: all that it took goes elsewhere at once."""
-        self.on_held_up(path)
-        if self._is_other_usable(path) and path.oldest() is not None:
-            self._stall(path, now_us)
-            self._busy[path] = None
+    def give_up(self, paths: Collection[Path], now_us: int) -> None:
+        """These carriers stall, and another has come: all that they took goes elsewhere at once."""
+        self.on_held_up(paths)
+        for path in paths:
+            if path.oldest() is not None and self._is_other_usable(path):
+                self._stall(path, now_us)
+                self._busy[path] = None
 
     def on_acks_due(self, now_us: int) -> None:
         """Queue the delayed ACKs whose time has come."""

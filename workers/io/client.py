@@ -46,10 +46,12 @@ class ClientSession(Session):
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
         """See Session."""
-        if descriptor[0] not in (mesh.LOAD, mesh.POOL):
+        kind, value = descriptor[0], descriptor[9]
+        if kind not in (mesh.LOAD, mesh.POOL):
             super().on_descriptor(peer, descriptor)
             return
-        self.exchange.last_guest_us = clock_us()
+        if kind == mesh.LOAD and not value:  # it has streams: the others are about bytes, those of PINGs included
+            self.exchange.last_guest_us = clock_us()
         if self.auto is not None:
             self.auto.on_descriptor(descriptor)
 

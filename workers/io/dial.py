@@ -191,7 +191,11 @@ class Dialler:
             connected.close()
             return
         keys = record_keys(context, handshake.split())
-        stripe = make_stripe(context, tunnel, connected, attempt.index, keys)
+        try:
+            stripe = make_stripe(context, tunnel, connected, attempt.index, keys)
+        except OSError:
+            connected.close()
+            raise
         stripe.gone_told = gone_told
         for useless in self._plan.on_up(attempt, clock_us()):
             self._give_up(useless)

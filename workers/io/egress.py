@@ -16,7 +16,6 @@ from workers.io.context import Context, clock_us
 from workers.io.endpoint import Endpoint
 from workers.io.exchange import Exchange, RemoteStripes
 from workers.io.lineup import Lineup
-from workers.io.memory import SCRATCH_BYTES
 from workers.io.stripe import Stripe
 from workers.shm.arena import Side
 from workers.shm.layout import EGRESS_BYTES, SLOT_BYTES
@@ -68,11 +67,11 @@ class Egress:
         if self._pumping:
             return
         self._pumping = True
-        share, guests = self._share, self._exchange.guests
+        share, exchange = self._share, self._exchange
         most = share.bytes_out + PUMP_BYTES
         try:
             for _ in range(PUMP_FRAMES):
-                if not share.has_work and not guests:
+                if not share.has_work and not exchange.has_guests:
                     break
                 if share.bytes_out > most:
                     self._go_on()
@@ -92,8 +91,8 @@ class Egress:
 
     def _send_next(self) -> bool:
         """Send one frame where it is best off; False if there is none, or nowhere to send it."""
-        guests, is_urgent = self._exchange.guests, self._share.has_urgent
-        small = self.lineup.for_small() if is_urgent or (guests and guests[0][2] <= SCRATCH_BYTES) else None
+        is_urgent = self._share.has_urgent
+        small = self.lineup.for_small() if is_urgent or self._exchange.small_guests else None
         if small is not None and not is_urgent:
             self._exchange.send_guest(small)
             return True
@@ -144,8 +143,9 @@ class Egress:
         """Send one frame on `stripe`; False if there is none."""
         share, exchange = self._share, self._exchange
         assert stripe.path is not None
-        if exchange.guests and (not share.has_work or exchange.is_guests_turn(share.virtual)):
-            if stripe.takes_us(exchange.guests[0][2]) > LARGE_US and self.lineup.put_aside(stripe):
+        if exchange.has_guests and (not share.has_work or exchange.is_guests_turn(share.virtual)):
+            is_large = not exchange.small_guests and stripe.takes_us(exchange.guests[0].length) > LARGE_US
+            if is_large and self.lineup.put_aside(stripe):
                 return True  # its size is for faster stripes
             exchange.send_guest(stripe)
             self.lineup.on_heavy(clock_us())
@@ -156,7 +156,7 @@ class Egress:
         if kept is not None:
             self._send_again(kept, stripe)
             return True
-        return self._send_data(stripe, stripe.frame_bytes) or share.has_work or bool(exchange.guests)
+        return self._send_data(stripe, stripe.frame_bytes) or share.has_work or exchange.has_guests
 
     def _send_control(self, stripe: Stripe) -> bool:
         share = self._share
@@ -208,7 +208,7 @@ class Egress:
             self._hedge_timer.stop()
             return
         for _ in range(PUMP_FRAMES):
-            if share.has_work or self._exchange.guests or not self._hedge_one():
+            if share.has_work or self._exchange.has_guests or not self._hedge_one():
                 break
         self._flush()
 
@@ -227,7 +227,7 @@ class Egress:
 
     def _hand_out(self) -> bool:
         """Give one frame to another worker's stripes; False if there is none, or no worker that takes it."""
-        if self._exchange.guests and (not self._stripes or (self.lineup.held_all and self._exchange.usable)):
+        if self._exchange.has_guests and (not self._stripes or (self.lineup.held_all and self._exchange.usable)):
             self._exchange.return_guests()
         remote = self._exchange.remote_with_room() if self._share.has_work else None
         return remote is not None and not self._is_too_far(remote.least_us) and self._hand_to(remote)

@@ -5,6 +5,7 @@ it (`workers.io.mesh`). A worker holds few unsent frames of another, so that the
 """
 
 from collections import deque
+from typing import NamedTuple
 
 from workers.core import frame
 from workers.core.errors import RemoteProtocolError
@@ -23,22 +24,26 @@ HANDED_MIN, HANDED_MAX = 2, 8
 HANDED_BYTES = 1 << 20
 """How many frames another worker may hold unsent: one a stripe, at most HANDED_BYTES of them or HANDED_MAX. Enough for
 its stripes not to wait for the mesh, few for late binding."""
-
-
 LAG_BYTES = 128 << 10
 """What one worker's streams may have had more, each, than another's, before that counts no more."""
 
 
 class RemoteStripes:
-    """The stripes of this session that another worker owns. `handed` is the path of frames that it has not sent yet."""
+    """The stripes of this session that another worker owns. `handed` is the path of frames that it has not sent yet.
+
+    `quickest` is that whose round trip is shortest, of those which took frames of ours, and `least_us` that round trip;
+    or the worker's own word, where none did.
+    """
 
     __slots__ = (
         "far",
         "frame_bytes",
         "handed",
+        "least_us",
         "outstanding",
         "paths",
         "peer",
+        "quickest",
         "rtt_us",
         "tag",
         "up",
@@ -49,7 +54,8 @@ class RemoteStripes:
     def __init__(self, peer: Peer, frame_max_bytes: int) -> None:
         self.peer = peer
         self.up = self.usable = 0
-        self.tag = self.virtual = 0
+        self.tag = self.virtual = self.least_us = 0
+        self.quickest: Path | None = None
         self.rtt_us = 0
         self.outstanding = 0
         self.far: Owner | None = None
@@ -57,23 +63,29 @@ class RemoteStripes:
         self.handed = Path(peer.slot, -1, 0)
         self.paths: dict[tuple[int, int], Path] = {}
 
-    @property
-    def quickest(self) -> Path | None:
-        """That of its stripes, of those which took frames of ours, whose round trip is shortest."""
+    def on_time(self) -> None:
+        """Every 100 ms: find the quickest of its stripes."""
         known = (path for path in self.paths.values() if path.rtt.srtt_us and not path.stalled)
-        return min(known, key=lambda path: path.rtt.srtt_us, default=None)
-
-    @property
-    def least_us(self) -> int:
-        """The shortest round trip that is known of its stripes, 0 if none is."""
-        quickest = self.quickest
-        return quickest.rtt.srtt_us if quickest is not None else self.rtt_us
+        self.quickest = min(known, key=lambda path: path.rtt.srtt_us, default=None)
+        self.least_us = self.quickest.rtt.srtt_us if self.quickest is not None else self.rtt_us
 
     @property
     def has_room(self) -> bool:
         """Whether another frame may be handed over."""
         most = max(HANDED_BYTES // self.frame_bytes, HANDED_MAX)
         return self.usable > 0 and self.outstanding < min(max(self.up, HANDED_MIN), most)
+
+
+class Guest(NamedTuple):
+    """A frame of another worker, in a slot of its arena. `virtual`: see `Exchange._take_guest`."""
+
+    peer: Peer
+    slot: int
+    length: int
+    flow: int
+    offset: int
+    kind: int
+    virtual: int
 
 
 class Exchange:
@@ -91,7 +103,8 @@ class Exchange:
         number: int,
         key: int,
     ) -> None:
-        self.guests: deque[tuple[Peer, int, int, int, int, int, int]] = deque()
+        self.guests: deque[Guest] = deque()
+        self.small_guests: deque[Guest] = deque()
         self.last_guest_us = 0
         self._context = context
         self._tunnel = tunnel
@@ -119,6 +132,11 @@ class Exchange:
     def rtt_us(self) -> int:
         """The longest round trip of other workers' stripes, 0 if there are none."""
         return max((remote.rtt_us for remote in self._remotes.values()), default=0)
+
+    def on_time(self) -> None:
+        """Every 100 ms."""
+        for remote in self._remotes.values():
+            remote.on_time()
 
     @property
     def least_us(self) -> int:
@@ -167,8 +185,9 @@ class Exchange:
         if remote is not None:
             for path in [remote.handed, *remote.paths.values()]:
                 self._share.lose_path(path)
-        for guest in [each for each in self.guests if each[0] is peer]:
-            self.guests.remove(guest)
+        for queue in (self.guests, self.small_guests):
+            for guest in [each for each in queue if each.peer is peer]:
+                queue.remove(guest)
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
         """OUT, BOUND, LOST, STALLED or CARRIERS of this session."""
@@ -181,12 +200,14 @@ class Exchange:
             self._on_bound(remote, descriptor)
         elif kind == mesh.LOST:
             path = remote.paths.pop((carrier, value), None)
+            if path is remote.quickest:
+                remote.quickest = None
             if path is not None:
                 self._share.lose_path(path)
         elif kind == mesh.STALLED:
             path = remote.paths.get((carrier, value))
             if path is not None:
-                self._share.on_held_up(path)
+                self._share.on_held_up([path])
         else:
             remote.up, remote.usable, remote.rtt_us = carrier, value2, offset if carrier else 0
             remote.far = (value >> 32, value & 0xFFFFFFFF, flow) if carrier else None
@@ -199,15 +220,18 @@ class Exchange:
         own = self._share.virtual
         grown = remote.virtual + max(tag - remote.tag, 0)
         remote.tag, remote.virtual = tag, min(max(grown, own - LAG_BYTES), own + LAG_BYTES)
-        guest = (remote.peer, slot, length, flow, offset, kind, remote.virtual)
-        if length > SCRATCH_BYTES:
-            self.guests.append(guest)
-        else:
-            self.guests.appendleft((*guest[:-1], own - LAG_BYTES))
+        queue = self.guests if length > SCRATCH_BYTES else self.small_guests
+        queue.append(Guest(remote.peer, slot, length, flow, offset, kind, remote.virtual))
+
+    @property
+    def has_guests(self) -> bool:
+        """Whether any frame of another worker waits."""
+        return bool(self.guests or self.small_guests)
 
     def is_guests_turn(self, virtual: int) -> bool:
-        """Whether the streams of the next guest have had less than ours, which have sent `virtual` bytes each."""
-        return self.guests[0][-1] <= virtual
+        """Whether the streams of the next guest have had less than ours, which have sent `virtual` bytes each; small
+        guests go first."""
+        return bool(self.small_guests) or self.guests[0].virtual <= virtual
 
     # Ours on others' stripes
 
@@ -245,7 +269,6 @@ class Exchange:
             flow=flow,
             offset=offset,
             length=length,
-            carrier=self._key_index,
             value=kind,
             value2=self._share.virtual,
         )
@@ -285,7 +308,8 @@ class Exchange:
 
     def send_guest(self, stripe: Stripe) -> None:
         """Send the next frame of another worker's flow on `stripe`."""
-        peer, slot, length, flow, offset, kind, _ = self.guests.popleft()
+        queue = self.small_guests or self.guests
+        peer, slot, length, flow, offset, kind, _ = queue.popleft()
         assert stripe.path is not None
         try:
             view = peer.view(slot, length)
@@ -309,6 +333,7 @@ class Exchange:
 
     def return_guests(self) -> None:
         """There is no stripe left: the frames of other workers go back to them."""
-        while self.guests:
-            peer, slot, _, flow, offset, kind, _ = self.guests.popleft()
+        while self.has_guests:
+            queue = self.small_guests or self.guests
+            peer, slot, _, flow, offset, kind, _ = queue.popleft()
             self.tell(peer, mesh.BOUND, slot=slot, flow=flow, offset=offset, value2=kind)

@@ -120,7 +120,11 @@ class Ingress:
         """
         try:
             view = peer.view(slot, length)
-            header = frame.unpack(view)
+            try:
+                header = frame.unpack(view)
+            except RemoteProtocolError:
+                peer.return_slot(slot)
+                raise
             payload = view[frame.HEADER_BYTES :]
             length -= frame.HEADER_BYTES
             if header.kind == frame.DATA and 0 < length <= SCRATCH_BYTES and self._pass_on(header, payload, clock_us()):

@@ -61,6 +61,8 @@ class Lineup:
         self._busy.pop(stripe, None)
         if stripe is self._express:
             self._express = None
+        elif len(self._stripes) < EXPRESS_STRIPES:
+            self._release()
 
     def next_in_line(self, most: int) -> list[Stripe]:
         """Up to `most` stripes that would be used next; those heard of last go first from now on."""
@@ -84,7 +86,7 @@ class Lineup:
             stripe.slow = stripe in slow
         if changed:
             self._ready.sort(key=lambda each: not each.slow)
-        self._full = {stripe for stripe in self._full if stripe.is_fast}
+        self._full = {stripe for stripe in self._full if stripe.is_fast and not is_stalled(stripe)}
         while self._aside:
             self.make_ready(self._aside.pop())
 
@@ -104,7 +106,7 @@ class Lineup:
 
     def put_aside(self, stripe: Stripe) -> bool:
         """Do without `stripe` until `on_time`; False if it is the only one here."""
-        if len(self._stripes) == 1:
+        if len(self._ready) <= 1 and not self._busy:
             return False
         self.forget(stripe)
         self._aside.append(stripe)
@@ -121,7 +123,7 @@ class Lineup:
                 self._held[stripe] = None
             elif stripe.has_room():
                 return stripe
-            else:
+            elif not stripe.closed:
                 self._busy[stripe] = None
                 if stripe.is_fast:
                     self._full.add(stripe)
@@ -132,6 +134,7 @@ class Lineup:
             return None
         if self._express is not None and len(self._held) + 1 >= len(self._stripes):
             self._release()
+            return self.with_room(needed)
         return self._held_with_room(needed)
 
     @property
@@ -183,7 +186,7 @@ class Lineup:
         is_together = now_us - self._heavy_us < TOGETHER_US
         if is_together and self._express is None and len(self._stripes) >= EXPRESS_STRIPES:
             free = [stripe for stripe in self._stripes.values() if not is_stalled(stripe)]
-            if free:
+            if len(free) >= EXPRESS_STRIPES:
                 express = min(free, key=lambda each: (each.slow, each.info.unacked_bytes if each.info else 0))
                 self.forget(express)
                 self._express = express

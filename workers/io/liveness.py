@@ -131,7 +131,8 @@ class Liveness:
         )
         quiet: list[Stripe] = []
         for stripe in list(self._stripes.values()):
-            if stripe.used or (stripe.info is not None and stripe.info.unacked_bytes):
+            in_flight = stripe.info is not None and stripe.info.unacked_bytes
+            if stripe.used or in_flight or stripe.pinged_us or stripe in self._stalled_us:
                 stripe.used = False
                 stripe.sample(self._tunnel.frame_max_bytes)
                 if stripe.info is not None:
@@ -190,16 +191,15 @@ class Liveness:
     def _on_stall(self, stripe: Stripe, now_us: int) -> None:
         """Its latest ACKs leave elsewhere. What stalls one stripe may stall others: those next in line are asked."""
         if stripe.path is not None:
-            self._share.on_held_up(stripe.path)
+            self._share.on_held_up([stripe.path])
             self._exchange.tell_all(mesh.STALLED, carrier=stripe.index, value=stripe.path.generation)
         for other in self._egress.lineup.next_in_line(PROBED):
             if not other.pinged_us:
                 _ping(other, now_us)
 
     def _give_up_stalled(self, now_us: int) -> None:
-        for stripe in self._stalled_us:
-            if stripe.path is not None:
-                self._share.give_up(stripe.path, now_us)
+        if self._stalled_us:
+            self._share.give_up([each.path for each in self._stalled_us if each.path is not None], now_us)
 
     def _warn_of_refused(self, now_us: int) -> None:
         if now_us - self._warned_us > WARN_US:

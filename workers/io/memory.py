@@ -18,8 +18,7 @@ SCRATCH_BYTES = 1024
 INBOUND_BYTES = 1 << 20
 OUTBOUND_BYTES = (1 << 20) + 4096
 PARTIAL_BYTES = 64 << 20
-"""What all stripes together may hold of records that are half received: a thousand first frames. More stays in the
-kernel until it is whole."""
+"""What all stripes together may hold of records that are half received. More stays in the kernel until it is whole."""
 FLUSH_BYTES = 64 << 10
 """Staged records leave when there are so many bytes, and at the end of a turn."""
 
@@ -81,20 +80,21 @@ class Memory:
 
     def take_partial(self, length: int) -> memoryview:
         """Memory for a record of which `length` bytes are to come; give it back."""
-        self.partial_left -= length
-        if length < PARTIAL_LARGE or length > self._partial_max:
-            return memoryview(bytearray(length))
-        large = self._partials.pop() if self._partials else bytearray(self._partial_max)
-        return memoryview(large)[:length]
+        if length < PARTIAL_LARGE:
+            partial = bytearray(length)
+        else:
+            partial = self._partials.pop() if self._partials else bytearray(self._partial_max)
+        self.partial_left -= len(partial)
+        return memoryview(partial)[:length]
 
     def give_back_partial(self, partial: memoryview) -> None:
         """The record is opened, or will never be complete."""
-        length, large = len(partial), partial.obj
-        self.partial_left += length
+        whole = partial.obj
+        assert isinstance(whole, bytearray)
         partial.release()
-        if length >= PARTIAL_LARGE and len(self._partials) < PARTIALS_KEPT:
-            assert isinstance(large, bytearray)
-            self._partials.append(large)
+        self.partial_left += len(whole)
+        if len(whole) == self._partial_max and len(self._partials) < PARTIALS_KEPT:
+            self._partials.append(whole)
 
     def copy_in(self, data: bytes | memoryview, side: Side) -> int:
         """A new slot that starts with `data`; -1 if there is none."""

@@ -15,7 +15,7 @@ STALLED   all                 -           -               -                 inde
 BROKEN    carrier's worker    -           -               -                 index       generation     -
 GONE      all                 -           -               -                 -           far slot<<32|serial  -
 ROSTER    all                 -           far boot id, -  -                 -           far slot<<32|serial  -
-DRAIN     all                 -           -               -                 -           -              -
+DRAIN     all                 -           far boot, -       -                 -           -              -
 IDLE      all                 -           -               -                 -           -              -
 LOAD      all                 -           -               -                 -           bytes moved    -
 POOL      all                 -           -               -                 -           stripes wanted -

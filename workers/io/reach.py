@@ -71,10 +71,15 @@ class Reach:
 
     def _look_up(self) -> Sequence[Target]:
         """The name's addresses, of the source's family if there is one. Raises OSError."""
+        patience = gevent.Timeout(LOOKUP_S if self._known else None)
         try:
-            with gevent.Timeout(LOOKUP_S if self._known else None, TimeoutError("the name server does not answer")):
+            with patience:
                 found = self._addresses()
-        except OSError:
+        except gevent.Timeout as expired:
+            if expired is not patience:
+                raise
+            return self._known
+        except plain_socket.gaierror:
             if not self._known:
                 raise
             return self._known

@@ -93,7 +93,11 @@ class Receiving:
             return False
         whole, needed = whole_records(self._head, inbound[:count], self._opener.max_sealed_bytes)
         if whole:
-            self.bytes_in += self.sock.recv_into(inbound[:whole])
+            try:
+                self.bytes_in += self.sock.recv_into(inbound[:whole])
+            except OSError as error:
+                self.fail(str(error))
+                return True
             self._take(inbound[:whole])
         elif not count or not needed or needed == self._low_water:
             return False
@@ -105,7 +109,7 @@ class Receiving:
         """Open all whole records: `body`, which is complete, then those in `data`; keep what is left."""
         try:
             if body is not None:
-                self.more = True
+                self.more = len(data) > 0
                 head, self._head = self._head, b""
                 try:
                     self._open(body, head)

@@ -26,6 +26,9 @@ from workers.status import SessionStatus
 
 GONE_STRIPES = 3
 """A worker's death is told on so many stripes; whoever misses it learns of it in the next handshake."""
+TICK_S = 0.1
+FEW_STRIPES = 16
+"""Of so many each is compared to the others when it comes, not at the next tick."""
 GONE_BURST = 64
 """Deaths of the other end's workers believed at once; ten a second after that."""
 
@@ -67,6 +70,7 @@ class Session:
         self._generation = 0
         self._dirty: list[Endpoint] = []
         self._sent_before = 0
+        self._sent_bps = 0.0
         context.sessions += 1
 
     # Stripes come and go
@@ -85,7 +89,8 @@ class Session:
             stripe.send(frame.pack(frame.GONE, 0, serial, 0, slot))
         self.liveness.on_added(stripe)
         self._on_stripes_changed()
-        self._follow_trips()
+        if len(self.stripes) <= FEW_STRIPES:
+            self._follow_trips()
         self.egress.lineup.make_ready(stripe)
         self.egress.pump()
 
@@ -234,9 +239,8 @@ class Session:
         self.egress.pump()
 
     def _follow_trips(self) -> None:
-        sent = self.share.bytes_out
-        self.egress.lineup.on_time(self.exchange.least_us, 80.0 * (sent - self._sent_before))
-        self._sent_before = sent
+        self.exchange.on_time()
+        self.egress.lineup.on_time(self.exchange.least_us, self._sent_bps)
 
     # Applications
 
@@ -310,13 +314,15 @@ class Session:
     # Time
 
     def on_time(self, now_us: int) -> None:
-        """Every 100 ms."""
+        """Every TICK_S."""
         if self.liveness.on_time(now_us):
             self._on_stripes_changed()
         self.share.on_time(now_us)
+        self._sent_bps = (self.share.bytes_out - self._sent_before) * 8 / TICK_S
+        self._sent_before = self.share.bytes_out
         self._follow_trips()
         self._gone_left = min(self._gone_left + 1, GONE_BURST)
-        if self.share.has_work or self.exchange.guests:
+        if self.share.has_work or self.exchange.has_guests:
             self.egress.pump()
 
     def send_drain(self) -> None:
