@@ -201,3 +201,61 @@ def test_stripe_put_aside_comes_back_in_time() -> None:
     lineup.on_time(0, 0.0)
     assert as_carrier(lineup.with_room(True)) is second
     assert not lineup_of(first).put_aside(cast(Stripe, first)), "the only one is needed"
+
+
+def test_express_stripe_serves_bulk_when_the_others_are_lost() -> None:
+    carriers = [Carrier(index) for index in range(EXPRESS_STRIPES)]
+    lineup = Lineup(stripes := cast(dict[int, Stripe], {each.index: each for each in carriers}))
+    for each in carriers:
+        lineup.make_ready(cast(Stripe, each))
+    lineup.on_heavy(NOW_US)
+    lineup.on_light(NOW_US)
+    for each in carriers[1:]:
+        lineup.forget(stripes.pop(each.index))
+    assert as_carrier(lineup.with_room(True)) is carriers[0]
+
+
+def test_express_stripe_serves_bulk_when_all_others_stall() -> None:
+    carriers = [Carrier(index) for index in range(EXPRESS_STRIPES)]
+    lineup = lineup_of(*carriers)
+    lineup.on_heavy(NOW_US)
+    lineup.on_light(NOW_US)
+    for each in carriers[1:]:
+        each.stalled = True
+    assert as_carrier(lineup.with_room(True)) is carriers[0]
+    lineup.on_light(NOW_US)
+    assert as_carrier(lineup.with_room(True)) is carriers[0], "one that is left is not spared"
+
+
+def test_fast_stripes_that_are_full_and_stall_do_not_hold_up_the_others() -> None:
+    carriers = [Carrier(index) for index in range(FULL_MAX + 1)]
+    lineup = lineup_of(*carriers)
+    for each in carriers[1:]:
+        each.is_fast, each.room = True, 0
+    assert lineup.with_room(True) is None
+    for each in carriers[1:]:
+        each.stalled = True
+    lineup.on_time(0, 0.0)
+    assert as_carrier(lineup.with_room(True)) is carriers[0]
+
+
+def test_stripe_that_breaks_when_it_is_asked_for_room_is_forgotten() -> None:
+    broken, well = Carrier(0), Carrier(1)
+    lineup = lineup_of(well, broken)
+
+    def fail() -> bool:
+        broken.closed = True
+        lineup.forget(cast(Stripe, broken))
+        return False
+
+    broken.has_room = fail  # type: ignore[method-assign]
+    assert as_carrier(lineup.with_room(True)) is well
+    assert not lineup.is_quick_busy
+
+
+def test_not_all_stripes_are_put_aside() -> None:
+    first, second = Carrier(0), Carrier(1)
+    lineup = lineup_of(first, second)
+    assert lineup.put_aside(cast(Stripe, second))
+    assert not lineup.put_aside(cast(Stripe, first))
+    assert as_carrier(lineup.with_room(True)) is first
