@@ -4,7 +4,6 @@ What a command needs is imported when it runs: `forwarder --version` loads nothi
 """
 # ruff: noqa: PLC0415
 
-import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forwarder import __version__
-from forwarder.errors import ForwarderError
+from forwarder.errors import ForwarderError, complain
 
 if TYPE_CHECKING:
     from forwarder.config import Loaded
@@ -28,7 +27,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ForwarderError as error:
-            _complain(str(error))
+            complain(one_line(str(error)))
             raise click.exceptions.Exit(error.code) from error
 
 
@@ -37,12 +36,6 @@ def one_line(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
     )
-
-
-def _complain(text: str) -> None:
-    """One line on standard error. Where that is not possible, the exit code has to do."""
-    with contextlib.suppress(OSError):
-        click.echo(one_line(text), err=True)
 
 
 def main() -> None:
@@ -174,7 +167,7 @@ def _load(file: Path) -> "Loaded":
 
     loaded = load(file)
     for warning in loaded.warnings:
-        _complain(f"warning: {warning}")
+        complain(one_line(f"warning: {warning}"))
     return loaded
 
 

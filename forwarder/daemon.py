@@ -5,6 +5,8 @@ import json
 import os
 import sys
 
+from forwarder.errors import complain
+
 
 class Announcement:
     """Reports, once, that the instance serves or why it does not: on standard error, or through a daemon's pipe."""
@@ -20,8 +22,7 @@ class Announcement:
         if self._background:
             self._report(code, line)
             return
-        with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+        complain(line)
 
     def close(self) -> None:
         if self._pipe is not None:
@@ -72,5 +73,5 @@ def _outcome(reading: int) -> int:
     except ValueError:
         code, message = 1, "the daemon died while starting"
     if message:
-        print(message, file=sys.stderr)
+        complain(message)
     return int(code)

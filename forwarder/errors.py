@@ -1,6 +1,21 @@
 """What ends a command: one line for standard error and an exit code (of sysexits.h where it has a fitting one)."""
 
+import contextlib
+import os
+import sys
 from pathlib import Path
+
+
+def complain(line: str) -> None:
+    """Write a line to standard error. Where that fails, the exit code has to do: what was not written is dropped, since
+    Python would try again at the end, and exit with a code of its own."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 2)
+            os.close(null)
 
 
 class ForwarderError(Exception):

@@ -182,7 +182,7 @@ def test_stripes_leave_descriptors_for_streams_and_for_a_new_worker(lab: Lab, en
 @pytest.mark.parametrize("end", ENDS)
 def test_streams_beyond_the_arena_are_refused_and_those_within_are_whole(lab: Lab, end: str) -> None:
     with Pair(lab, workers=(2, 2), start=False) as pair, Traffic(pair) as traffic:
-        start(pair, "tests.system.faulty", "arena:16384,2048", ends=(end,))
+        start(pair, "tests.system.faulty", "arena:8192,2048", ends=(end,))
         before = levels_after_use(pair, traffic)
         total = pair.tunnel(end)["flows_reset"]
         exchanges = traffic.open(4, 64 * MIB, rate_bps=8e6)
@@ -238,6 +238,7 @@ def test_streams_past_max_streams_are_refused_and_told_of(lab: Lab) -> None:
         assert 100 - 2 * 20 <= refused <= 100 - 20
         assert pair.tunnel("client")["flows_reset"] >= refused
         assert pair.tunnel("server")["flows_reset"] >= refused
+        pair.wait(lambda: warnings(pair, "server", "no room for more streams"), "a warning")
         assert 1 <= warnings(pair, "server", "no room for more streams") <= LOG_LINES_MAX, pair.logs()
         close_all(opened)
         finish(traffic, [*exchanges, *(traffic.open_again(MIB, BACK_S) for _ in range(8))])

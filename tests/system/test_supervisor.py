@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,8 @@ class Rig:
             os.kill(self.daemon_pid, signal.SIGKILL)
         left = [pid for pid in self.worker_pids() if is_alive(pid)]
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in self.started:
             process.communicate()
 
