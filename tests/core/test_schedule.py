@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.core.schedule import LIGHT_BYTES, LIGHT_US, QUANTUM, DeficitRoundRobin, Turns
+from workers.core.schedule import FEW_LIGHT, LIGHT_BYTES, LIGHT_US, QUANTUM, DeficitRoundRobin, Turns
 
 MAX_FRAME = 256 << 10
 NOW_US = 1_000_000
@@ -153,6 +153,13 @@ def test_light_members_take_turns() -> None:
         order.append(member.name)
         turns.charge(member, 100)
     assert order == [0, 1, 2, 0, 1, 2]
+
+
+def test_many_light_members_together_are_a_bulk_transfer() -> None:
+    turns, members = light_members(2 * FEW_LIGHT)
+    for member in members:
+        turns.add(member, NOW_US)
+    assert len(turns.light) == turns.heavy == FEW_LIGHT and turns.waiting == 2 * FEW_LIGHT
 
 
 def test_member_is_light_again_after_a_while() -> None:

@@ -8,6 +8,8 @@ from collections import deque
 from typing import Generic, Protocol, TypeVar
 
 QUANTUM = 64 << 10
+FEW_LIGHT = 16
+"""More at a time are not light: together they are a bulk transfer."""
 LIGHT_BYTES, LIGHT_US = 16 << 10, 100_000
 """A stream is light while it sends no more than LIGHT_BYTES in LIGHT_US."""
 
@@ -102,13 +104,18 @@ class Turns(Generic[LightMember]):
         """How many share what the light ones leave."""
         return len(self._heavy.members)
 
+    @property
+    def waiting(self) -> int:
+        """How many take part."""
+        return len(self.light) + len(self._heavy.members)
+
     def add(self, member: LightMember, now_us: int) -> None:
         """Let `member` take part, if it does not yet."""
         if member.light or member.scheduled:
             return
         if now_us - member.light_since_us >= LIGHT_US:
             member.light_since_us, member.light_bytes = now_us, 0
-        if member.light_bytes < LIGHT_BYTES:
+        if member.light_bytes < LIGHT_BYTES and len(self.light) < FEW_LIGHT:
             member.light = True
             self.light.append(member)
         else:

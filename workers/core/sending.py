@@ -127,7 +127,7 @@ class Sending:
         if stream.is_blocked_after(length):
             flags |= frame.BLOCKED
         frame.HEADER.pack_into(header, 0, frame.DATA, flags, 0, stream.peer_serial, stream.flow, kept.offset)
-        self.virtual += length // max(self.turns.heavy, 1)
+        self.virtual += length // max(self.turns.waiting, 1)
         self.turns.charge(stream, length)
         self.bytes_out += length
         self.kept_bytes += length
