@@ -1,6 +1,6 @@
 """Many connections that all want the same get the same.
 
-`pytest -s` shows the figures. FORWARDER_TEST_SECONDS is how long shares are measured (default 6).
+`pytest -s` shows the figures. FORWARDER_TEST_SECONDS is how long shares are measured (default 12).
 """
 
 import os
@@ -13,7 +13,7 @@ from tests.netlab import Lab, LabUnavailable, Link, rerun_if_void
 from tests.system.load import Bulk, judged
 from tests.system.pair import Pair
 
-SECONDS = int(os.environ.get("FORWARDER_TEST_SECONDS", "0")) or 6
+SECONDS = int(os.environ.get("FORWARDER_TEST_SECONDS", "0")) or 12
 WARM_UP_S = 3
 STREAMS = 100
 LINK = Link(delay_ms=10, rate_bps=100e6)
