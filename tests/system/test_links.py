@@ -1,13 +1,13 @@
 """Several server addresses and several sources: stripes over several links, and what happens when a link fails."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from tests.netlab import Lab, LabUnavailable, Link
 from tests.system.pair import Pair
-from tests.system.traffic import WHOLE, Traffic
+from tests.system.traffic import WHOLE, Exchange, Traffic
 
 AWAY_S = 8.0
 """How long until the stripes of an address that fails are up by another."""
@@ -44,6 +44,10 @@ def test_stripes_take_addresses_and_sources_in_turn(lab: Lab) -> None:
         assert routes(pair) == {i: (lab.client_ip4s[1 - i % 2], lab.server_ip4s[i % 2]) for i in range(10)}
 
 
+def received(exchanges: Sequence[Exchange]) -> int:
+    return sum(exchange.received for exchange in exchanges)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_address_that_fails_and_returns_slows_nothing_down(lab: Lab, workers: int) -> None:
     good, failing = lab.server_ip4s
@@ -53,25 +57,28 @@ def test_address_that_fails_and_returns_slows_nothing_down(lab: Lab, workers: in
         return {index: route[1] for index, route in routes(pair).items()}
 
     with Pair(lab, workers=(workers, workers), address=[good, failing]) as pair, Traffic(pair) as traffic:
-        exchange = traffic.open(1, total_bytes=32 << 20, rate_bps=20e6)[0]
-        traffic.wait_received([exchange], 2 << 20)
+        exchanges = traffic.open(
+            8, total_bytes=4 << 20, rate_bps=2.5e6
+        )  # at both workers, so that all stripes are used
+        traffic.wait_received(exchanges, 128 << 10)
         set_address(lab, failing, there=False)
         try:
-            longest_s, seen, since_s = 0.0, exchange.received, time.monotonic()
+            longest_s, seen, since_s = 0.0, received(exchanges), time.monotonic()
             deadline = time.monotonic() + AWAY_S
             while set(peers().values()) != {good} or len(peers()) < 10:
                 assert time.monotonic() < deadline, f"{peers()}{pair.logs()}"
-                if exchange.received != seen:
-                    seen, since_s = exchange.received, time.monotonic()
+                if received(exchanges) != seen:
+                    seen, since_s = received(exchanges), time.monotonic()
                 longest_s = max(longest_s, time.monotonic() - since_s)
                 time.sleep(0.05)
             assert longest_s < STALL_S
         finally:
             set_address(lab, failing, there=True)
         pair.wait(lambda: peers() == homes, "stripes at home", BACK_S)
-        exchange.speed_up(1e12)
-        traffic.wait([exchange], 20)
-        assert exchange.outcome == WHOLE, f"{exchange}{pair.logs()}"
+        for exchange in exchanges:
+            exchange.speed_up(1e12)
+        traffic.wait(exchanges, 20)
+        assert all(exchange.outcome == WHOLE for exchange in exchanges), f"{exchanges}{pair.logs()}"
 
 
 def test_address_that_never_answers_holds_up_no_stripe(lab: Lab) -> None:
