@@ -93,6 +93,7 @@ class Bulk:
     """`count` connections that send all they can, one way, while the block lasts."""
 
     def __init__(self, pair: Pair, listener: socket.socket, count: int = 1, *, upwards: bool = True) -> None:
+        self.pair = pair
         ends = [opened(pair, listener) for _ in range(count)]
         self._all = [end for both in ends for end in both]
         self._sources = {both[1 - upwards].fileno(): both[1 - upwards] for both in ends}
@@ -115,6 +116,10 @@ class Bulk:
     def received_bytes(self) -> int:
         """All of them together, so far."""
         return sum(self._received)
+
+    def bits_per_s(self, seconds: float) -> float:
+        """What all of them bring from now on."""
+        return sum(self.measure(seconds))
 
     def measure(self, seconds: float) -> list[float]:
         """Bits per second that each connection has brought from now on."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.measure import family, memory_bytes
-from tests.netlab import Lab, LabUnavailable, Link
+from tests.netlab import Lab, Link
 from tests.system.pair import ENDS, Pair
 
 IDLE = 5000
@@ -52,11 +52,8 @@ def many_descriptors() -> Iterator[None]:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    try:
-        with many_descriptors(), Lab(emulate=False) as made:
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
+    with many_descriptors(), Lab(emulate=False) as made:
+        yield made
 
 
 def end_bytes(pair: Pair, end: str) -> int:
@@ -171,18 +168,15 @@ def test_fast_reader_that_becomes_slow_holds_a_window_at_most() -> None:
     def read(sock: socket.socket) -> int:
         return read_a_kilobyte_a_second(sock) if became_slow.is_set() else read_all(sock)
 
-    try:
-        with Lab(Link(delay_ms=50, rate_bps=300e6)) as lab, Pair(lab, somaxconn=10) as pair, pair.listen() as listener:
-            mover = Mover(pair, listener, read)
-            fast = rate(mover, 4)
-            became_slow.set()
-            time.sleep(2)
-            most = max(memory_bytes(pid) for end in ENDS for pid in pair.worker_pids(end))
-            print(f"{fast / 1e6:.0f} MB/s; {most >> 20} MiB a worker")
-            mover.close()
-            assert most <= WORKER_BYTES
-    except LabUnavailable as why:
-        pytest.skip(str(why))
+    with Lab(Link(delay_ms=50, rate_bps=300e6)) as lab, Pair(lab, somaxconn=10) as pair, pair.listen() as listener:
+        mover = Mover(pair, listener, read)
+        fast = rate(mover, 4)
+        became_slow.set()
+        time.sleep(2)
+        most = max(memory_bytes(pid) for end in ENDS for pid in pair.worker_pids(end))
+        print(f"{fast / 1e6:.0f} MB/s; {most >> 20} MiB a worker")
+        mover.close()
+        assert most <= WORKER_BYTES
 
 
 Counts = dict[str, list[dict[str, int]]]
@@ -215,22 +209,19 @@ def churn(pair: Pair, seconds: float) -> int:
 
 
 def test_connections_come_and_go_while_stripes_die() -> None:
-    try:
-        with Lab(Link(delay_ms=1)) as lab, Pair(lab, workers=(2, 2)) as pair:
-            service = lab.popen("server", [*CHURN, "serve", str(pair.target_port)], cwd=ROOT)
-            time.sleep(0.5)
-            churn(pair, WARM_UP_S)
-            before = settled(pair)
-            memory = resident(pair)
-            opened = churn(pair, CHURN_S)
-            pair.wait(lambda: settled(pair) == before, f"level of {before}, not {level(pair)}", 20)
-            growth = {pid: now - memory[pid] for pid, now in resident(pair).items()}
-            print(f"{opened} connections; growth {growth}")
-            assert max(growth.values()) < LEVEL_BYTES
-            service.kill()
-            service.wait()
-    except LabUnavailable as why:
-        pytest.skip(str(why))
+    with Lab(Link(delay_ms=1)) as lab, Pair(lab, workers=(2, 2)) as pair:
+        service = lab.popen("server", [*CHURN, "serve", str(pair.target_port)], cwd=ROOT)
+        time.sleep(0.5)
+        churn(pair, WARM_UP_S)
+        before = settled(pair)
+        memory = resident(pair)
+        opened = churn(pair, CHURN_S)
+        pair.wait(lambda: settled(pair) == before, f"level of {before}, not {level(pair)}", 20)
+        growth = {pid: now - memory[pid] for pid, now in resident(pair).items()}
+        print(f"{opened} connections; growth {growth}")
+        assert max(growth.values()) < LEVEL_BYTES
+        service.kill()
+        service.wait()
 
 
 def settled(pair: Pair) -> Counts:

@@ -9,7 +9,7 @@ from statistics import mean
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable, Link, rerun_if_void
+from tests.netlab import Lab, Link, rerun_if_void
 from tests.system.load import Bulk, judged
 from tests.system.pair import Pair
 
@@ -19,15 +19,6 @@ STREAMS = 100
 LINK = Link(delay_ms=10, rate_bps=100e6)
 WITHIN = 0.15 if "FORWARDER_TEST_SECONDS" in os.environ else 0.25
 LATE_MS = 5.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def permitted() -> None:
-    try:
-        with Lab():
-            pass
-    except LabUnavailable as why:
-        pytest.skip(str(why))
 
 
 @rerun_if_void()

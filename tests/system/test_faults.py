@@ -3,11 +3,10 @@
 import signal
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable, Link
+from tests.netlab import Lab
 from tests.system.pair import ENDS, Pair
 from tests.system.processes import is_alive, kill_worker, levels, wait_level, wait_serving, workers
 from tests.system.traffic import RESET, WHOLE, Traffic
@@ -16,26 +15,6 @@ SOON_S = 5.0
 """How long it may take until the far end of a dead worker's streams reads a reset."""
 BACK_S = 3.0
 """How long until new connections work again."""
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """A bare wire."""
-    try:
-        with Lab(emulate=False) as made:
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
-
-
-@pytest.fixture(scope="module")
-def link() -> Iterator[Lab]:
-    """A link of 100 Mbit/s and 20 ms, which can be broken."""
-    try:
-        with Lab(Link(delay_ms=10, rate_bps=100e6)) as made:
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
 
 
 def await_reset(sock: socket.socket, timeout_s: float) -> float:

@@ -8,7 +8,6 @@ import base64
 import os
 import random
 import resource
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from typing import Any
 import pytest
 
 from tests.bench.measure import BUSY_CORES, Others
-from tests.netlab import Lab, LabUnavailable, Link
+from tests.netlab import Lab, Link
 from tests.system.flood import Count, flooding
+from tests.system.load import Bulk
 from tests.system.pair import KEY_ID, Pair
 from workers.core.handshake import ClientHandshake, Hello, Mode, WorkerId
 from workers.core.noise import Suite
@@ -43,44 +43,6 @@ DESCRIPTORS = 8192
 def private_bytes(pid: int) -> int:
     """Without the arena, where the connection's bytes come and go."""
     return int(Path(f"/proc/{pid}/status").read_text().partition("RssAnon:")[2].split()[0]) << 10
-
-
-class Bulk:
-    """One connection through the tunnel that carries as much as it can, all the time."""
-
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-        self.received = 0
-        self._stopping = False
-        with pair.listen() as listener:
-            self._application = pair.connect()
-            self._target = listener.accept()[0]
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._send, self._receive)]
-        for thread in self._threads:
-            thread.start()
-
-    def _send(self) -> None:
-        data = bytes(1 << 20)
-        while not self._stopping:
-            self._application.send(data)
-
-    def _receive(self) -> None:
-        buffer = bytearray(1 << 20)
-        while count := self._target.recv_into(buffer):
-            self.received += count
-
-    def bits_per_s(self, seconds: float) -> float:
-        """Goodput from now on."""
-        before, began_s = self.received, time.monotonic()
-        time.sleep(seconds)
-        return 8 * (self.received - before) / (time.monotonic() - began_s)
-
-    def close(self) -> None:
-        self._stopping = True
-        self._threads[0].join()
-        self._application.close()
-        self._threads[1].join()
-        self._target.close()
 
 
 @dataclass(frozen=True)
@@ -107,13 +69,14 @@ def bulk(request: pytest.FixtureRequest) -> Iterator[Bulk]:
     workers = (request.param, request.param)
     patience = f'handshake_timeout = "{DEADLINE_S}s"'
     try:
-        with Lab(LINK, addresses=2) as lab, Pair(lab, workers=workers, server_tunnel=patience) as pair:
-            made = Bulk(pair)
+        with (
+            Lab(LINK, addresses=2) as lab,
+            Pair(lab, workers=workers, server_tunnel=patience) as pair,
+            pair.listen() as listener,
+            Bulk(pair, listener) as made,
+        ):
             made.bits_per_s(3)  # slow start
             yield made
-            made.close()
-    except LabUnavailable as why:
-        pytest.skip(str(why))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

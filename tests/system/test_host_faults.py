@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable
+from tests.netlab import Lab
 from tests.system.pair import ENDS, Pair
 from tests.system.processes import all_up, is_alive, kill_worker, settled_levels, wait_level, wait_serving, workers
 from tests.system.traffic import RESET, WHOLE, Exchange, Traffic
@@ -30,16 +30,6 @@ STALLED = 8
 DAY_S = 86_400
 LOG_LINES_MAX = 4
 """A shortage is told once in ten seconds by each worker."""
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """A bare wire."""
-    try:
-        with Lab(emulate=False) as made:
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
 
 
 def start(pair: Pair, *module: str, ends: tuple[str, ...] = ENDS) -> None:

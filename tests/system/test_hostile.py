@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable
+from tests.netlab import Lab
 from tests.system.pair import ENDS, KEY_ID, Pair
 from tests.system.traffic import WHOLE, Exchange, Traffic
 from workers.core import frame
@@ -103,11 +103,8 @@ class Service:
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
     options = {"server_tunnel": f'handshake_timeout = "{DEADLINE_S:g}s"\nresume_timeout = "1s"'}
-    try:
-        with Lab(emulate=False) as lab, Pair(lab, workers=(2, 2), **options) as pair, Traffic(pair) as traffic:  # type: ignore[arg-type]
-            yield Service(pair, traffic)
-    except LabUnavailable as why:
-        pytest.skip(str(why))
+    with Lab(emulate=False) as lab, Pair(lab, workers=(2, 2), **options) as pair, Traffic(pair) as traffic:  # type: ignore[arg-type]
+        yield Service(pair, traffic)
 
 
 def seal(sealer: Sealer, plaintext: bytes) -> bytes:

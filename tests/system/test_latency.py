@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable, Link, rerun_if_void
+from tests.netlab import Lab, Link, rerun_if_void
 from tests.system.load import Bulk, answering, judged, quantile, round_trips
 from tests.system.pair import Pair
 
@@ -39,15 +39,6 @@ COMBINATIONS = pytest.mark.parametrize(
         if LONG or upwards == (workers == 1)
     ],
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def permitted() -> None:
-    try:
-        with Lab():
-            pass
-    except LabUnavailable as why:
-        pytest.skip(str(why))
 
 
 @dataclass(frozen=True, slots=True)

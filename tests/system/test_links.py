@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable, Link
+from tests.netlab import Lab, Link
 from tests.system.pair import Pair
 from tests.system.traffic import WHOLE, Exchange, Traffic
 
@@ -19,11 +19,8 @@ STALL_S = 2.0
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """A link of 100 Mbit/s and 20 ms between two addresses at each end."""
-    try:
-        with Lab(Link(delay_ms=10, rate_bps=100e6), addresses=2) as made:
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
+    with Lab(Link(delay_ms=10, rate_bps=100e6), addresses=2) as made:
+        yield made
 
 
 def routes(pair: Pair) -> dict[int, tuple[str, str]]:

@@ -11,21 +11,12 @@ from contextlib import suppress
 
 import pytest
 
-from tests.netlab import Connection, Lab, LabError, LabUnavailable, Link, rerun_if_void
+from tests.netlab import Connection, Lab, LabError, Link, rerun_if_void
 from tests.netlab.probe import goodput, handshake_ms, send_numbered, tcp, udp
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 PAYLOAD_SHARE = 1448 / 1514
 UDP_SEGMENT = 103  # linux/udp.h
-
-
-@pytest.fixture(autouse=True, scope="module")
-def permitted() -> None:
-    try:
-        with Lab():
-            pass
-    except LabUnavailable as unavailable:
-        pytest.skip(str(unavailable))
 
 
 def counter(lab: Lab, namespace: str, group: str, name: str) -> int:

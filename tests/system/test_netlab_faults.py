@@ -10,19 +10,10 @@ from contextlib import suppress
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable, Link, RunVoid, rerun_if_void
+from tests.netlab import Lab, Link, RunVoid, rerun_if_void
 from tests.netlab.probe import send_numbered, tcp, udp
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def permitted() -> None:
-    try:
-        with Lab():
-            pass
-    except LabUnavailable as unavailable:
-        pytest.skip(str(unavailable))
 
 
 def idle(_client: socket.socket, _server: socket.socket) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable, Link, RunVoid, rerun_if_void
+from tests.netlab import Lab, Link, RunVoid, rerun_if_void
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,15 +63,6 @@ try:
 except NamespacesRefused as refused:
     print("refused:", refused)
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def permitted() -> None:
-    try:
-        with Lab():
-            pass
-    except LabUnavailable as unavailable:
-        pytest.skip(str(unavailable))
 
 
 def processes_in(namespaces: Iterable[int]) -> list[int]:

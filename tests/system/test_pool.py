@@ -4,33 +4,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable, Link
+from tests.netlab import Lab
 from tests.system.pair import Pair
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """A bare wire."""
-    try:
-        with Lab(emulate=False) as made:
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
-
-
-@pytest.fixture(scope="module")
-def link() -> Iterator[Lab]:
-    """A link of 100 Mbit/s and 20 ms, which one worker's stripes fill."""
-    try:
-        with Lab(Link(delay_ms=10, rate_bps=100e6)) as made:
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
 
 
 def accepted(pair: Pair) -> int:

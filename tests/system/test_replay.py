@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable
+from tests.netlab import Lab
 from tests.system.pair import Pair
 from tests.system.traffic import WHOLE, Traffic
 
@@ -56,11 +56,8 @@ class Recorder:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    try:
-        with Lab(emulate=False, addresses=2) as made:
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
+    with Lab(emulate=False, addresses=2) as made:
+        yield made
 
 
 def record(lab: Lab, pair: Pair) -> list[list[bytes]]:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.bench import limited, speed, ways
 from tests.bench.measure import BUSY_CORES, Flow, programs_missing
-from tests.netlab import Lab, LabUnavailable, RunVoid
+from tests.netlab import Lab, RunVoid
 
 LIMITED_S, LIMITED_WARM_UP_S = 4, 4
 SPEED_S = 2
@@ -31,22 +31,16 @@ def needs() -> None:
 @pytest.fixture(scope="module")
 def link() -> Iterator[Lab]:
     """Limits each connection."""
-    try:
-        with limited.lab() as made:
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
+    with limited.lab() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def wire() -> Iterator[Lab]:
     """Limits nothing."""
-    try:
-        with speed.lab() as made:
-            ways.set_congestion(made, ways.best_congestion())
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
+    with speed.lab() as made:
+        ways.set_congestion(made, ways.best_congestion())
+        yield made
 
 
 def check_ratios(measure: Callable[[], list[Flow]], wanted: list[float]) -> None:

@@ -87,12 +87,6 @@ def test_worker_without_stripes_is_as_fast_as_its_neighbour() -> None:
     assert took_s < 10, "the window stayed small: 16 KiB a round trip would take 16 s"
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(emulate=False) as lab:
-        yield lab
-
-
 @pytest.fixture
 def instances(lab: Lab) -> Iterator[Instances]:
     with Instances(lab) as instances:

@@ -14,7 +14,7 @@ from statistics import mean
 
 import pytest
 
-from tests.netlab import Connection, Lab, LabUnavailable, Link, rerun_if_void
+from tests.netlab import Connection, Lab, Link, rerun_if_void
 from tests.system.load import Bulk, judged, transfer_s
 from tests.system.pair import Pair
 
@@ -45,15 +45,6 @@ OTHERS = {"1-50ms": (1, 50), "10-200ms": (10, 200), "0.5-20ms": (0.5, 20)}
 """Mbit/s and round trip of the worse one of two."""
 
 ALL_PORT, BETTER_PORT = 9001, 9002
-
-
-@pytest.fixture(autouse=True, scope="module")
-def permitted() -> None:
-    try:
-        with Lab():
-            pass
-    except LabUnavailable as why:
-        pytest.skip(str(why))
 
 
 @contextmanager

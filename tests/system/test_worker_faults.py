@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.netlab import Lab, LabUnavailable
+from tests.netlab import Lab
 from tests.system.faulty import KINDS, Plan
 from tests.system.pair import ENDS, Pair
 from tests.system.processes import is_alive, settled_levels, wait_level, wait_serving, workers
@@ -28,16 +28,6 @@ RESET_S = 2.0
 MIB = 1 << 20
 STORES = int(os.environ.get("FORWARDER_TEST_STORES", "14"))
 """At how many stores a worker dies, at each end."""
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """A bare wire."""
-    try:
-        with Lab(emulate=False) as made:
-            yield made
-    except LabUnavailable as why:
-        pytest.skip(str(why))
 
 
 def open_on_all(pair: Pair, traffic: Traffic, total_bytes: int, rate_bps: float) -> list[Exchange]:
