@@ -23,7 +23,7 @@ from workers.core import frame
 from workers.core.credit import CreditPool
 from workers.io import mesh
 from workers.io.client import ClientTunnel
-from workers.io.context import Context, clock_us
+from workers.io.context import TICK_S, Context, clock_us
 from workers.io.endpoint import ResetWatch
 from workers.io.memory import Memory
 from workers.io.mesh import Descriptor, Mesh, Peer
@@ -35,7 +35,6 @@ from workers.shm.layout import EGRESS_BYTES, INGRESS_BYTES
 from workers.status import TunnelStatus, WorkerReport, WorkerStatus
 
 READ = 1
-TICK_S = 0.1
 HEARTBEAT_S = 0.5
 CRASHED = 70
 MESSAGE_BYTES = 65536

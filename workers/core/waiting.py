@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from workers.core.stream import Stream
 
 STREAMS, FRAMES = 16, 256
-"""So many streams, and frames of each, are looked at in one call."""
+"""So many streams, and frames of all of them together, are looked at in one call."""
 SLACK_US = 5_000
 """What another path has to gain at least, on top of half its round trip."""
 
@@ -43,11 +43,12 @@ class Waiting:
 
     def frame_for(self, path: Path, now_us: int) -> SentFrame | None:
         """The first frame that `path` would bring sooner than the path that has it; streams take turns."""
-        streams = self._streams
+        streams, left = self._streams, FRAMES
         for flow in list(islice(streams, STREAMS)):
             stream = streams.pop(flow)
             streams[flow] = stream
-            for kept in islice(stream.sent.unreceived(), FRAMES):
+            for kept in islice(stream.sent.unreceived(), left):
+                left -= 1
                 if is_sooner(kept, path, now_us):
                     return kept
         return None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from workers.core.pool import Pool
 from workers.io import mesh
 from workers.io.context import Context
-from workers.io.mesh import Descriptor, Peer
+from workers.io.mesh import Peer
 from workers.io.session import Session
 from workers.io.stripe import Stripe
 
@@ -65,10 +65,9 @@ class AutoSize:
         """A new worker, which may have to decide from now on, takes over what was decided."""
         self._session.exchange.tell(peer, mesh.POOL, value=self._pool.wanted)
 
-    def on_descriptor(self, descriptor: Descriptor) -> None:
-        """LOAD or POOL."""
-        value = descriptor[9]
-        if descriptor[0] == mesh.LOAD:
+    def on_descriptor(self, kind: int, value: int) -> None:
+        """LOAD or POOL, and its value."""
+        if kind == mesh.LOAD:
             self._moved_bytes += value
             return
         self._pool.adopt(value)

@@ -46,14 +46,14 @@ class ClientSession(Session):
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
         """See Session."""
-        kind, value = descriptor[0], descriptor[9]
+        kind, _, _, _, _, _, _, _, _, value, _ = descriptor
         if kind not in (mesh.LOAD, mesh.POOL):
             super().on_descriptor(peer, descriptor)
             return
         if kind == mesh.LOAD and not value:  # it has streams: the others are about bytes, those of PINGs included
             self.exchange.last_guest_us = clock_us()
         if self.auto is not None:
-            self.auto.on_descriptor(descriptor)
+            self.auto.on_descriptor(kind, value)
 
 
 class ClientTunnel:

@@ -13,6 +13,9 @@ from workers.io.mesh import Mesh
 from workers.io.stripe import Staging
 from workers.settings import Settings
 
+TICK_S = 0.1
+"""How often every part that has an `on_time` is told the time."""
+
 
 def clock_us() -> int:
     """Monotonic time in microseconds."""

@@ -20,15 +20,12 @@ from workers.core.dialplan import Attempt, DialPlan, Route
 from workers.core.errors import RemoteProtocolError
 from workers.core.handshake import ClientHandshake, Hello, Mode, Welcome
 from workers.io import sockets
-from workers.io.context import Context, clock_us
+from workers.io.context import TICK_S, Context, clock_us
 from workers.io.establish import SUITES, make_stripe, record_keys
 from workers.io.reach import Reach
 from workers.io.session import Session
 from workers.io.stripe import Stripe
 from workers.settings import Key, StripeClientTunnel
-
-TICK_S = 0.1
-"""How often `on_time` comes."""
 
 log = logging.getLogger("forwarder.dial")
 

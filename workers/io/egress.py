@@ -147,8 +147,9 @@ class Egress:
             is_large = not exchange.small_guests and stripe.takes_us(exchange.guests[0].length) > LARGE_US
             if is_large and self.lineup.put_aside(stripe):
                 return True  # its size is for faster stripes
+            if not exchange.small_guests:
+                self.lineup.on_heavy(clock_us())
             exchange.send_guest(stripe)
-            self.lineup.on_heavy(clock_us())
             return True
         if self._send_control(stripe):
             return True

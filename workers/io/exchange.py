@@ -208,9 +208,11 @@ class Exchange:
             path = remote.paths.get((carrier, value))
             if path is not None:
                 self._share.on_held_up([path])
-        else:
+        elif kind == mesh.CARRIERS:
             remote.up, remote.usable, remote.rtt_us = carrier, value2, offset if carrier else 0
             remote.far = (value >> 32, value & 0xFFFFFFFF, flow) if carrier else None
+        else:
+            self._context.mesh.dropped_descriptors += 1
 
     def _take_guest(
         self, remote: RemoteStripes, slot: int, length: int, flow: int, offset: int, kind: int, tag: int

@@ -105,7 +105,7 @@ class Lineup:
         return any(not each.slow and not is_stalled(each) for each in self._busy)
 
     def put_aside(self, stripe: Stripe) -> bool:
-        """Do without `stripe` until `on_time`; False if it is the only one here."""
+        """Do without `stripe` until `on_time`; False if no other would take its place."""
         if len(self._ready) <= 1 and not self._busy:
             return False
         self.forget(stripe)

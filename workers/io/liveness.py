@@ -130,6 +130,7 @@ class Liveness:
             self._share.streams or now_us - self._exchange.last_guest_us < LATELY_US
         )
         quiet: list[Stripe] = []
+        stalled: list[Stripe] = []
         for stripe in list(self._stripes.values()):
             in_flight = stripe.info is not None and stripe.info.unacked_bytes
             if stripe.used or in_flight or stripe.pinged_us or stripe in self._stalled_us:
@@ -137,12 +138,15 @@ class Liveness:
                 stripe.sample(self._tunnel.frame_max_bytes)
                 if stripe.info is not None:
                     rtt_us = max(rtt_us, stripe.info.rtt_us)
-                self._check_stall(stripe, now_us)
+                if self._check_stall(stripe, now_us):
+                    stalled.append(stripe)
             silent_us = now_us - stripe.received_us
             if silent_us > KEEPALIVE_US:
                 self._check_alive(stripe, silent_us, now_us)
             elif asks and quiet_us < silent_us < quiet_us + LATELY_US and not stripe.pinged_us:
                 quiet.append(stripe)
+        if stalled:
+            self._on_stalls(stalled, now_us)
         self._ask(quiet, now_us)
         if self._share.refused_streams > self._refused:
             self._warn_of_refused(now_us)
@@ -165,19 +169,22 @@ class Liveness:
                 _ping(stripe, now_us)
                 asked += 1
 
-    def _check_stall(self, stripe: Stripe, now_us: int) -> None:
+    def _check_stall(self, stripe: Stripe, now_us: int) -> bool:
+        """Whether it has begun to stall."""
         if stripe.closed:
-            return
+            return False
         is_late = stripe.pinged_us and now_us - stripe.pinged_us > UNANSWERED_US
         if not stripe.stalled and not is_late:
             if self._stalled_us.pop(stripe, None) is not None and stripe in self._stale:
                 self._set_stale(stripe, False)
-            return
-        since_us = self._stalled_us.setdefault(stripe, now_us)
-        if since_us == now_us:
-            self._on_stall(stripe, now_us)
-        elif now_us - since_us > STALE_US and stripe not in self._stale:
+            return False
+        since_us = self._stalled_us.get(stripe)
+        if since_us is None:
+            self._stalled_us[stripe] = now_us
+            return True
+        if now_us - since_us > STALE_US and stripe not in self._stale:
             self._set_stale(stripe, True)
+        return False
 
     def _set_stale(self, stripe: Stripe, is_stale: bool) -> None:
         if is_stale:
@@ -188,11 +195,12 @@ class Liveness:
         if self.on_stale is not None:
             self.on_stale(stripe.index, is_stale)
 
-    def _on_stall(self, stripe: Stripe, now_us: int) -> None:
-        """Its latest ACKs leave elsewhere. What stalls one stripe may stall others: those next in line are asked."""
-        if stripe.path is not None:
-            self._share.on_held_up([stripe.path])
-            self._exchange.tell_all(mesh.STALLED, carrier=stripe.index, value=stripe.path.generation)
+    def _on_stalls(self, stalled: list[Stripe], now_us: int) -> None:
+        """Their latest ACKs leave elsewhere. What stalls some may stall others: those next in line are asked."""
+        paths = [stripe.path for stripe in stalled if stripe.path is not None]
+        self._share.on_held_up(paths)
+        for path in paths:
+            self._exchange.tell_all(mesh.STALLED, carrier=path.index, value=path.generation)
         for other in self._egress.lineup.next_in_line(PROBED):
             if not other.pinged_us:
                 _ping(other, now_us)

@@ -106,7 +106,7 @@ class ServerTunnel:
                 return
             reserved, sock = sock, sock.dup()  # to the number just freed: numbers tell what is left
             reserved.close()
-        self._strangers.admit(sock, str(address[0]).removeprefix("::ffff:"))
+        self._strangers.admit(sock, sockets.plain_host(address[0]))
         if not self._strangers.has_time:
             self._acceptor.pause()
 
@@ -151,7 +151,7 @@ class ServerTunnel:
     def take_over(self, sock: socket.socket, received: bytes) -> None:
         """A connection that another worker accepted for us, and its first bytes."""
         try:
-            address = str(sock.getpeername()[0]).removeprefix("::ffff:")
+            address = sockets.plain_host(sock.getpeername()[0])
         except OSError:
             sock.close()
             return

@@ -13,7 +13,7 @@ from workers.core.path import Path
 from workers.core.session import Owner, SessionShare
 from workers.core.stream import Stream
 from workers.io import mesh
-from workers.io.context import Context, clock_us
+from workers.io.context import TICK_S, Context, clock_us
 from workers.io.egress import Egress
 from workers.io.endpoint import Endpoint
 from workers.io.exchange import Exchange
@@ -26,7 +26,6 @@ from workers.status import SessionStatus
 
 GONE_STRIPES = 3
 """A worker's death is told on so many stripes; whoever misses it learns of it in the next handshake."""
-TICK_S = 0.1
 FEW_STRIPES = 16
 """Of so many each is compared to the others when it comes, not at the next tick."""
 GONE_BURST = 64

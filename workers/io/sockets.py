@@ -141,6 +141,11 @@ def close_with_reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def plain_host(host: str) -> str:
+    """An address as people write it: an IPv4 client of a listener for both families comes as ::ffff:a.b.c.d."""
+    return host.removeprefix("::ffff:")
+
+
 def address_text(sock: socket.socket, *, peer: bool) -> str:
     """The socket's own or its peer's address as text; empty when it is not connected."""
     try:
@@ -149,5 +154,5 @@ def address_text(sock: socket.socket, *, peer: bool) -> str:
         return ""
     if not isinstance(name, tuple):
         return str(name)
-    host = name[0].removeprefix("::ffff:")
+    host = plain_host(name[0])
     return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"

@@ -15,7 +15,7 @@ from workers.io import mesh
 STEPS_MAX = 120
 DESCRIPTOR_KINDS = (
     mesh.OUT, mesh.BOUND, mesh.IN, mesh.FREE, mesh.CARRIERS, mesh.LOST, mesh.GONE, mesh.ROSTER, mesh.DRAIN, mesh.IDLE,
-    mesh.STALLED,
+    mesh.STALLED, mesh.BROKEN, mesh.LOAD, mesh.POOL,
 )  # fmt: skip
 
 
