@@ -124,7 +124,7 @@ class Egress:
             staging.stripe.flush()
 
     def _stripe_with_room(self) -> Stripe | None:
-        stripe = self.lineup.with_room(needed=not self._exchange.usable)
+        stripe = self.lineup.with_room(needed=not self._share.usable_elsewhere)
         if stripe is not None and stripe.slow and self._is_too_far(stripe.trip_us):
             return None
         return stripe
