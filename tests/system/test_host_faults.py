@@ -101,6 +101,12 @@ def warnings(pair: Pair, end: str, sentence: str) -> int:
     return sum("WARNING" in line and sentence in line for line in pair.log(end).splitlines())
 
 
+def check_warned(pair: Pair, end: str, sentence: str) -> None:
+    """It is said, within a moment, and not over and over."""
+    pair.wait(lambda: warnings(pair, end, sentence), f"warning of {sentence!r}")
+    assert warnings(pair, end, sentence) <= LOG_LINES_MAX, pair.logs()
+
+
 # Descriptors
 
 
@@ -117,7 +123,7 @@ def test_instance_at_its_descriptor_limit_refuses_what_is_new_and_serves_what_is
         assert refused > 20, f"{refused} refused of 100"
         assert pair.tunnel(end)["flows_reset"] - total > 20
         assert [worker["restarts"] for worker in workers(pair, end)] == [0, 0], pair.logs()
-        assert 1 <= warnings(pair, end, "few descriptors are left") <= LOG_LINES_MAX, pair.logs()
+        check_warned(pair, end, "few descriptors are left")
         progress = [exchange.received for exchange in exchanges]
         time.sleep(0.5)
         assert all(now.received > then for now, then in zip(exchanges, progress, strict=True)), pair.logs()
@@ -163,7 +169,7 @@ def test_stripes_leave_descriptors_for_streams_and_for_a_new_worker(lab: Lab, en
         finish(traffic, [traffic.open_again(MIB, BACK_S) for _ in range(8)])
         assert 10 <= pair.carriers_up() < 100
         assert pair.tunnel("client")["state"] == "degraded"
-        assert 1 <= warnings(pair, end, "few descriptors") <= LOG_LINES_MAX, pair.logs()
+        check_warned(pair, end, "few descriptors")
 
 
 # Memory
@@ -179,7 +185,7 @@ def test_streams_beyond_the_arena_are_refused_and_those_within_are_whole(lab: La
         opened, refused = storm(pair, traffic.listener, 90)
         assert refused > 20, f"{refused} refused of 90"
         assert pair.tunnel(end)["flows_reset"] - total > 20
-        assert 1 <= warnings(pair, end, "no room for more streams") <= LOG_LINES_MAX, pair.logs()
+        check_warned(pair, end, "no room for more streams")
         for worker in workers(pair, end):
             assert worker["arena_used_bytes"] <= 10 * MIB and worker["restarts"] == 0
         close_all(opened)
@@ -228,8 +234,7 @@ def test_streams_past_max_streams_are_refused_and_told_of(lab: Lab) -> None:
         assert 100 - 2 * 20 <= refused <= 100 - 20
         assert pair.tunnel("client")["flows_reset"] >= refused
         assert pair.tunnel("server")["flows_reset"] >= refused
-        pair.wait(lambda: warnings(pair, "server", "no room for more streams"), "a warning")
-        assert 1 <= warnings(pair, "server", "no room for more streams") <= LOG_LINES_MAX, pair.logs()
+        check_warned(pair, "server", "no room for more streams")
         close_all(opened)
         finish(traffic, [*exchanges, *(traffic.open_again(MIB, BACK_S) for _ in range(8))])
         wait_level(pair, before)
