@@ -192,3 +192,15 @@ def test_every_present_member_has_a_turn_and_no_other(steps: list[tuple[int, str
         assert turns.heavy + len(turns.light) == len(present)
         following = turns.next()
         assert following is None if not present else following is not None and following.name in present
+
+
+def test_member_that_sends_alone_is_light_until_it_has_sent_much() -> None:
+    turns, (alone, other) = light_members(2)
+    turns.remove(alone)
+    turns.remove(other)
+    assert turns.pass_alone(alone, LIGHT_BYTES - 1, NOW_US)
+    assert not turns.pass_alone(alone, 1, NOW_US + LIGHT_US - 1)
+    turns.add(alone, NOW_US + LIGHT_US - 1)
+    assert turns.heavy == 1, "what was sent alone counts"
+    assert turns.pass_alone(other, LIGHT_BYTES - 1, NOW_US)
+    assert turns.pass_alone(other, LIGHT_BYTES - 1, NOW_US + LIGHT_US)

@@ -30,6 +30,10 @@ class Carrier:
     def has_room(self) -> bool:
         return self.room > 0
 
+    @property
+    def has_budget(self) -> bool:
+        return self.room > 0
+
     def unsent_us(self) -> float:
         return self.unsent
 
@@ -259,3 +263,16 @@ def test_not_all_stripes_are_put_aside() -> None:
     assert lineup.put_aside(cast(Stripe, second))
     assert not lineup.put_aside(cast(Stripe, first))
     assert as_carrier(lineup.with_room(True)) is first
+
+
+def test_the_stripe_at_hand_is_the_next_if_nothing_speaks_against_it() -> None:
+    carriers = [Carrier(index) for index in range(2)]
+    lineup = lineup_of(*carriers)
+    assert as_carrier(lineup.at_hand()) is carriers[1]
+    carriers[1].room = 0
+    assert lineup.at_hand() is None, "whether others have room is not looked at"
+    carriers[1].room, carriers[1].stalled = 1, True
+    assert lineup.at_hand() is None
+    carriers[1].stalled, carriers[1].slow = False, True
+    assert lineup.at_hand() is None
+    assert lineup_of().at_hand() is None

@@ -8,7 +8,7 @@ import pytest
 
 from tests.netlab import Lab
 from tests.system.pair import ENDS, Pair
-from tests.system.processes import is_alive, kill_worker, levels, wait_level, wait_serving, workers
+from tests.system.processes import is_alive, kill_worker, settled_levels, wait_level, wait_serving, workers
 from tests.system.traffic import RESET, WHOLE, Traffic
 
 SOON_S = 5.0
@@ -61,7 +61,7 @@ def test_killed_worker_resets_both_ends_of_its_streams_and_no_other(lab: Lab, en
 def test_ten_workers_killed_in_a_row_leave_nothing_open(lab: Lab) -> None:
     with Pair(lab, workers=(2, 2)) as pair, Traffic(pair) as traffic:
         traffic.wait(traffic.open(8, total_bytes=1 << 20), 20)
-        before = levels(pair)
+        before = settled_levels(pair)
         for number in range(10):
             exchanges = traffic.open(4, total_bytes=16 << 20, rate_bps=8e6)
             kill_worker(pair, ENDS[number % 2], number // 2 % 2)

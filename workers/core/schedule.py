@@ -132,6 +132,13 @@ class Turns(Generic[LightMember]):
         else:
             self._heavy.remove(member)
 
+    def pass_alone(self, member: LightMember, length: int, now_us: int) -> bool:
+        """`member` sent `length` bytes while nobody took part; whether it is light."""
+        if now_us - member.light_since_us >= LIGHT_US:
+            member.light_since_us, member.light_bytes = now_us, 0
+        member.light_bytes += length
+        return member.light_bytes < LIGHT_BYTES
+
     def next(self) -> LightMember | None:
         """Whose turn it is."""
         return self.light[0] if self.light else self._heavy.next()

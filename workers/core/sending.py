@@ -120,15 +120,30 @@ class Sending:
             stream.probe_wait_us = max(INITIAL_RTO_US, 2 * self.rtt_us)
             stream.probe_due_us = now_us + stream.probe_wait_us
 
+    def may_send_alone(self, stream: Stream) -> bool:
+        """Whether new data of `stream` need not wait for anything: nothing else is there to be sent."""
+        return not (self.acks or self.resends or self.answers or self.turns or stream.flow in self._blocked)
+
+    def add_alone(self, stream: Stream, length: int, slot: int, header: memoryview) -> SentFrame:
+        """As `add_data`, for a stream that takes no part in the turns. Precondition: `may_send_alone`."""
+        kept = self._add(stream, length, slot, header)
+        self.virtual += length
+        self.waiting.add(stream)
+        return kept
+
     def add_data(self, stream: Stream, length: int, slot: int, header: memoryview) -> SentFrame:
         """Turn `length` bytes of the application, which stand behind `header` in `slot`, into a frame."""
+        kept = self._add(stream, length, slot, header)
+        self.virtual += length // max(self.turns.waiting, 1)
+        self.turns.charge(stream, length)
+        return kept
+
+    def _add(self, stream: Stream, length: int, slot: int, header: memoryview) -> SentFrame:
         kept = stream.add_data(length, slot)
         flags = 0 if stream.answered else frame.OPENING
         if stream.is_blocked_after(length):
             flags |= frame.BLOCKED
         frame.HEADER.pack_into(header, 0, frame.DATA, flags, 0, stream.peer_serial, stream.flow, kept.offset)
-        self.virtual += length // max(self.turns.waiting, 1)
-        self.turns.charge(stream, length)
         self.bytes_out += length
         self.kept_bytes += length
         return kept

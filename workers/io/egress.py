@@ -3,7 +3,7 @@
 1. `pump`: a stripe with room (`workers.io.lineup`), or another worker that has some (`_hand_out`); 2. then the next
 frame: a frame of another worker's flow, an answer, an ACK, what has to be sent again, new data; 3. `_next_data` reads
 the application only now, when a stripe is there to take its bytes; 4. what waits for a slow stripe while others idle is
-sent again (`_hedge`).
+sent again (`workers.io.hedging`).
 """
 
 from typing import Any
@@ -14,8 +14,10 @@ from workers.core.session import SessionShare
 from workers.core.stream import Stream
 from workers.io.context import Context, clock_us
 from workers.io.endpoint import Endpoint
-from workers.io.exchange import Exchange, RemoteStripes
+from workers.io.exchange import Exchange, Guest, RemoteStripes
+from workers.io.hedging import Hedging
 from workers.io.lineup import Lineup
+from workers.io.memory import SCRATCH_BYTES
 from workers.io.stripe import Stripe
 from workers.shm.arena import Side
 from workers.shm.layout import EGRESS_BYTES, SLOT_BYTES
@@ -28,7 +30,6 @@ LARGE_US = 250_000
 """Another worker's frame is too large for a stripe that would take so long to send it."""
 URGENT_BYTES = 16 << 10
 """The most that is sent where no stripe has room."""
-HEDGE_S = 0.01
 PUMP_FRAMES, PUMP_BYTES = 64, 2 << 20
 """Frames, and bytes of ours, sent in one turn of the event loop, so that reading gets its turn."""
 
@@ -41,13 +42,13 @@ class Egress:
         self._share = share
         self._stripes = stripes
         self._exchange = exchange
+        exchange.pass_guest = self.pass_guest
         self.lineup = Lineup(stripes)
         self._pumping = False
         self._armed = False
         self._ack_timer: Any = None
         self._ack_timer_active = False
-        self._hedge_timer = context.loop.timer(HEDGE_S, HEDGE_S)
-        self._hedging = False
+        self._hedging = Hedging(context, share, exchange, self)
         self._next_turn = context.loop.timer(0)
 
     # Frames
@@ -57,6 +58,61 @@ class Egress:
         if not self._armed:
             self._armed = True
             self._context.loop.run_callback(self._pump_later)
+
+    def send_alone(self, endpoint: Endpoint) -> bool:
+        """Send the few bytes that an application has just written, where nothing else is to be sent; False if something
+        is, or more may come.
+
+        What `pump` would do in twice the time: a request or a keystroke comes alone.
+        """
+        share, stream, memory = self._share, endpoint.stream, self._context.memory
+        if endpoint.expected_bytes > SMALL_BYTES or self._pumping or self._exchange.has_guests:
+            return False
+        stripe = self.lineup.at_hand()
+        remote = self._exchange.remote_with_room() if not self._stripes else None
+        if (stripe is None and remote is None) or not share.may_send_alone(stream):
+            return False
+        size = stream.sendable(SMALL_BYTES) if stream.unacked_frames < PIGGYBACK_FRAMES else 0
+        slot = self._allocate(size) if size else -1
+        if slot < 0:
+            return False
+        view = memory.arena.view(slot)
+        count = self._read(stream, view[frame.HEADER_BYTES : frame.HEADER_BYTES + size])
+        if count <= 0:
+            memory.arena.release(slot)
+            self.pump()
+            return True
+        endpoint.expected_bytes = 4 * count
+        kept = share.add_alone(stream, count, slot, view)
+        if stripe is not None:
+            stripe.send(view[: frame.HEADER_BYTES + count])
+            stripe.flush()
+            self._on_sent_alone(kept, stripe)
+        elif remote is not None:
+            self.hand_kept(kept, remote)
+            self._context.mesh.flush()
+        self._hedging.arm()
+        return True
+
+    def _on_sent_alone(self, kept: SentFrame, stripe: Stripe) -> None:
+        share, now_us = self._share, clock_us()
+        assert stripe.path is not None
+        share.on_sent(kept, stripe.path, now_us)
+        if share.turns.pass_alone(kept.stream, kept.length, now_us):
+            self.lineup.on_light(now_us)
+        else:
+            self.lineup.on_heavy(now_us)
+
+    def pass_guest(self, guest: Guest) -> bool:
+        """Send a small frame of another worker's at once, where nothing else is to be sent; False if something is."""
+        if guest.length > SCRATCH_BYTES or self._pumping or self._exchange.has_guests or self._share.has_work:
+            return False
+        stripe = self.lineup.at_hand()
+        if stripe is None:
+            return False
+        self._exchange.send_guest(guest, stripe)
+        stripe.flush()
+        return True
 
     def _pump_later(self) -> None:
         self._armed = False
@@ -80,21 +136,19 @@ class Egress:
                     break
             else:
                 self._go_on()
-            self._flush()
+            self.flush()
         finally:
             self._pumping = False
         if not self._ack_timer_active and share.next_due_us is not None:
             self._arm_ack_timer()
-        if not self._hedging and len(share.waiting):
-            self._hedging = True
-            self._hedge_timer.again(self._hedge)
+        self._hedging.arm()
 
     def _send_next(self) -> bool:
         """Send one frame where it is best off; False if there is none, or nowhere to send it."""
         is_urgent = self._share.has_urgent
         small = self.lineup.for_small() if is_urgent or self._exchange.small_guests else None
         if small is not None and not is_urgent:
-            self._exchange.send_guest(small)
+            self._exchange.send_guest(self._exchange.next_guest(), small)
             return True
         if small is None:
             stripe = self._stripe_with_room()
@@ -118,7 +172,8 @@ class Egress:
         """Pump again after what else there is to do. A callback would not wait for that: they run for 5 ms on end."""
         self._next_turn.start(self.pump)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Give what was sealed to the kernel."""
         staging = self._context.staging
         if staging.stripe is not None:
             staging.stripe.flush()
@@ -149,13 +204,13 @@ class Egress:
                 return True  # its size is for faster stripes
             if not exchange.small_guests:
                 self.lineup.on_heavy(clock_us())
-            exchange.send_guest(stripe)
+            exchange.send_guest(exchange.next_guest(), stripe)
             return True
         if self._send_control(stripe):
             return True
         kept = share.frame_to_resend()
         if kept is not None:
-            self._send_again(kept, stripe)
+            self.send_again(kept, stripe)
             return True
         return self._send_data(stripe, stripe.frame_bytes) or share.has_work or exchange.has_guests
 
@@ -175,7 +230,8 @@ class Egress:
         stripe.send(stream.ack_to_send())
         self._share.on_ack_sent(stream, stripe.path)
 
-    def _send_again(self, kept: SentFrame, stripe: Stripe) -> None:
+    def send_again(self, kept: SentFrame, stripe: Stripe) -> None:
+        """Send a kept frame on another stripe."""
         assert stripe.path is not None
         stripe.send(self._frame_view(kept) if kept.slot >= 0 else self._share.frame_bytes(kept))
         self._share.on_sent(kept, stripe.path, clock_us())
@@ -201,31 +257,6 @@ class Egress:
             self.lineup.on_heavy(now_us)
         return True
 
-    def _hedge(self) -> None:
-        """Every HEDGE_S while something waits: let stripes that idle bring what slower ones have."""
-        share = self._share
-        if not len(share.waiting):
-            self._hedging = False
-            self._hedge_timer.stop()
-            return
-        for _ in range(PUMP_FRAMES):
-            if share.has_work or self._exchange.has_guests or not self._hedge_one():
-                break
-        self._flush()
-
-    def _hedge_one(self) -> bool:
-        waiting, now_us = self._share.waiting, clock_us()
-        stripe = self.lineup.quickest()
-        if stripe is not None and stripe.path is not None:
-            kept = waiting.frame_for(stripe.path, now_us)
-            if kept is not None:
-                self._send_again(kept, stripe)
-                return True
-        remote = self._exchange.remote_with_room()
-        path = remote.quickest if remote is not None else None
-        kept = waiting.frame_for(path, now_us) if path is not None else None
-        return kept is not None and remote is not None and self._hand_kept(kept, remote)
-
     def _hand_out(self) -> bool:
         """Give one frame to another worker's stripes; False if there is none, or no worker that takes it."""
         if self._exchange.has_guests and (not self._stripes or (self.lineup.held_all and self._exchange.usable)):
@@ -246,9 +277,10 @@ class Egress:
             share.on_ack_sent(stream, remote.handed)
             return True
         kept = share.frame_to_resend() or self._next_data(remote.frame_bytes)
-        return share.has_work if kept is None else self._hand_kept(kept, remote)
+        return share.has_work if kept is None else self.hand_kept(kept, remote)
 
-    def _hand_kept(self, kept: SentFrame, remote: RemoteStripes) -> bool:
+    def hand_kept(self, kept: SentFrame, remote: RemoteStripes) -> bool:
+        """Give a kept frame to another worker's stripes; False, and it waits again, if there is no memory for that."""
         share = self._share
         flow, offset, kind = kept.stream.flow, kept.offset, kept.kind
         if kept.slot < 0:
@@ -275,9 +307,7 @@ class Egress:
             share.on_blocked(stream, clock_us())
             endpoint.pause()
             return None
-        slot = -1
-        if share.kept_bytes < EGRESS_BYTES // (1 + self._context.sessions):
-            slot = memory.arena.allocate(size + frame.HEADER_BYTES, Side.EGRESS)
+        slot = self._allocate(size)
         if slot < 0:
             memory.starved = True
             share.on_drained(stream)
@@ -300,6 +330,12 @@ class Egress:
         else:
             endpoint.pause()
         return kept
+
+    def _allocate(self, size: int) -> int:
+        """A slot for a frame with `size` bytes of payload; -1 if the session has had its part, or none is left."""
+        if self._share.kept_bytes >= EGRESS_BYTES // (1 + self._context.sessions):
+            return -1
+        return self._context.memory.arena.allocate(size + frame.HEADER_BYTES, Side.EGRESS)
 
     def _read(self, stream: Stream, view: memoryview) -> int:
         """Bytes that the application had; 0 or -1 if it had none, after telling the share why."""
@@ -346,8 +382,7 @@ class Egress:
 
     def close(self) -> None:
         """Send nothing more."""
-        self._hedging = True
-        self._hedge_timer.close()
+        self._hedging.close()
         self._next_turn.close()
         if self._ack_timer is not None:
             self._ack_timer.close()

@@ -5,6 +5,7 @@ it (`workers.io.mesh`). A worker holds few unsent frames of another, so that the
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from workers.core import frame
@@ -77,7 +78,10 @@ class RemoteStripes:
 
 
 class Guest(NamedTuple):
-    """A frame of another worker, in a slot of its arena. `virtual`: see `Exchange._take_guest`."""
+    """A frame of another worker, in a slot of its arena. `virtual`: see `Exchange._virtual_of`.
+
+    `lazy`: nobody waits for it to be bound.
+    """
 
     peer: Peer
     slot: int
@@ -86,12 +90,13 @@ class Guest(NamedTuple):
     offset: int
     kind: int
     virtual: int
+    lazy: bool
 
 
 class Exchange:
     """One session's part of the mesh. `stripes` are this worker's, by index; they belong to the session.
 
-    `last_guest_us` is when they were last of use to another worker.
+    `last_guest_us` is when they were last of use to another worker. `pass_guest` sends a frame at once, if it can.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class Exchange:
         self.guests: deque[Guest] = deque()
         self.small_guests: deque[Guest] = deque()
         self.last_guest_us = 0
+        self.pass_guest: Callable[[Guest], bool] = lambda guest: False
         self._context = context
         self._tunnel = tunnel
         self._share = share
@@ -158,11 +164,11 @@ class Exchange:
     def tell_all(self, kind: int, **fields: int) -> None:
         """Send every worker a descriptor of this session."""
         for peer in self._context.mesh.peers.values():
-            self.tell(peer, kind, **fields)
+            self.tell(peer, kind, lazy=False, **fields)
 
-    def tell(self, peer: Peer, kind: int, **fields: int) -> None:
-        """Send a worker a descriptor of this session."""
-        peer.send(kind, tunnel=self._tunnel.index, session=self._number, **fields)
+    def tell(self, peer: Peer, kind: int, *, lazy: bool = False, **fields: int) -> None:
+        """Send a worker a descriptor of this session, with the fields of `Peer.send`."""
+        peer.send(kind, tunnel=self._tunnel.index, session=self._number, lazy=lazy, **fields)
 
     def tell_carriers(self, peer: Peer, far: Owner | None, rtt_us: int, usable: int) -> None:
         """Tell a worker how many stripes we have, how many of them do not stall, how long their round trip takes, and
@@ -191,11 +197,15 @@ class Exchange:
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
         """OUT, BOUND, LOST, STALLED or CARRIERS of this session."""
-        kind, _, _, slot, _, flow, offset, length, carrier, value, value2 = descriptor
+        kind, flags, _, slot, _, flow, offset, length, carrier, value, value2 = descriptor
         remote = self.remote(peer)
         if kind == mesh.OUT:
             self.last_guest_us = clock_us()
-            self._take_guest(remote, slot, length, flow, offset, value, value2)
+            virtual = self._virtual_of(remote, value2)
+            is_lazy = length <= SCRATCH_BYTES and not flags
+            guest = Guest(peer, slot, length, flow, offset, value, virtual, is_lazy)
+            if not self.pass_guest(guest):
+                (self.guests if length > SCRATCH_BYTES else self.small_guests).append(guest)
         elif kind == mesh.BOUND:
             self._on_bound(remote, descriptor)
         elif kind == mesh.LOST:
@@ -214,16 +224,14 @@ class Exchange:
         else:
             self._context.mesh.dropped_descriptors += 1
 
-    def _take_guest(
-        self, remote: RemoteStripes, slot: int, length: int, flow: int, offset: int, kind: int, tag: int
-    ) -> None:
-        """Queue a frame of another worker. Start-time fair queueing (Goyal and others, 1996) between its streams and
-        ours: `tag` counts what each of its streams has sent, and only its growth tells, within LAG_BYTES of ours."""
+    def _virtual_of(self, remote: RemoteStripes, tag: int) -> int:
+        """How much each stream of that worker has had, on our scale. Start-time fair queueing (Goyal and others, 1996)
+        between its streams and ours: `tag` counts what each of its streams has sent, and only its growth tells, within
+        LAG_BYTES of ours."""
         own = self._share.virtual
         grown = remote.virtual + max(tag - remote.tag, 0)
         remote.tag, remote.virtual = tag, min(max(grown, own - LAG_BYTES), own + LAG_BYTES)
-        queue = self.guests if length > SCRATCH_BYTES else self.small_guests
-        queue.append(Guest(remote.peer, slot, length, flow, offset, kind, remote.virtual))
+        return remote.virtual
 
     @property
     def has_guests(self) -> bool:
@@ -267,6 +275,7 @@ class Exchange:
         self.tell(
             remote.peer,
             mesh.OUT,
+            flags=int(not remote.has_room),
             slot=slot,
             flow=flow,
             offset=offset,
@@ -308,10 +317,13 @@ class Exchange:
 
     # Theirs on ours
 
-    def send_guest(self, stripe: Stripe) -> None:
-        """Send the next frame of another worker's flow on `stripe`."""
-        queue = self.small_guests or self.guests
-        peer, slot, length, flow, offset, kind, _ = queue.popleft()
+    def next_guest(self) -> Guest:
+        """The frame of another worker's that is sent next. Precondition: `has_guests`."""
+        return (self.small_guests or self.guests).popleft()
+
+    def send_guest(self, guest: Guest, stripe: Stripe) -> None:
+        """Send a frame of another worker's flow on `stripe`."""
+        peer, slot, length, flow, offset, kind, _, is_lazy = guest
         assert stripe.path is not None
         try:
             view = peer.view(slot, length)
@@ -331,11 +343,11 @@ class Exchange:
             carrier=stripe.index,
             value=stripe.path.generation,
             value2=kind,
+            lazy=is_lazy,
         )
 
     def return_guests(self) -> None:
         """There is no stripe left: the frames of other workers go back to them."""
         while self.has_guests:
-            queue = self.small_guests or self.guests
-            peer, slot, _, flow, offset, kind, _ = queue.popleft()
+            peer, slot, _, flow, offset, kind, _, _ = self.next_guest()
             self.tell(peer, mesh.BOUND, slot=slot, flow=flow, offset=offset, value2=kind)

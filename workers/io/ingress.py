@@ -113,6 +113,8 @@ class Ingress:
         generation = stripe.path.generation if stripe.path is not None else 0
         origin = stripe.index << 32 | generation
         self._exchange.tell(peer, mesh.IN, slot=slot, length=length, carrier=self._key_index, value=origin)
+        if not stripe.more:
+            self._context.mesh.flush()
 
     def on_handed_in(self, peer: Peer, slot: int, length: int, origin: int) -> None:
         """A frame of ours comes from another worker. `origin`: the index and generation of its stripe, which is closed
@@ -128,10 +130,10 @@ class Ingress:
             payload = view[frame.HEADER_BYTES :]
             length -= frame.HEADER_BYTES
             if header.kind == frame.DATA and 0 < length <= SCRATCH_BYTES and self._pass_on(header, payload, clock_us()):
-                peer.return_slot(slot)
+                peer.return_slot(slot, lazy=True)
             elif header.kind != frame.DATA or not payload:
                 body = bytes(payload)
-                peer.return_slot(slot)
+                peer.return_slot(slot, lazy=True)
                 self._share.receive(header, body, None, 0, clock_us())
             else:
                 self._receive(header, Piece(peer, slot, payload), length, clock_us())

@@ -137,6 +137,13 @@ class Lineup:
             return self.with_room(needed)
         return self._held_with_room(needed)
 
+    def at_hand(self) -> Stripe | None:
+        """The stripe that a small frame should take if it is known to have room, without asking the kernel."""
+        if self._express is not None or not self._ready:
+            return None
+        stripe = self._ready[-1]
+        return stripe if stripe.has_budget and not stripe.slow and not is_stalled(stripe) else None
+
     @property
     def held_all(self) -> bool:
         """Whether all stripes here are stalled."""

@@ -20,7 +20,8 @@ IDLE      all                 -           -               -                 -   
 LOAD      all                 -           -               -                 -           bytes moved    -
 POOL      all                 -           -               -                 -           stripes wanted -
 
-BOUND with flag 0 means that the frame was not sent and comes back. IDLE, which names no session, means that the sender
+OUT with flag 1 wants its BOUND at once, since no further frame may be handed over before. BOUND with flag 0 means that
+the frame was not sent and comes back. IDLE, which names no session, means that the sender
 drains and has no streams left; LOAD, that the sender has some. `tunnel` is the tunnel's index. Unknown kinds, and slots
 and lengths outside the arena, are counted and dropped.
 """
@@ -36,6 +37,8 @@ from workers.shm.ring import RingConsumer, RingProducer
 OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE, STALLED, LOAD, POOL, BROKEN = range(1, 15)
 
 READ = 1
+LAZY_S = 0.001
+"""How long a lazy descriptor may wait for another to go along with it."""
 TAKE = 256
 """Descriptors taken in one turn, so that sockets get theirs."""
 
@@ -103,19 +106,26 @@ class Peer:
         carrier: int = 0,
         value: int = 0,
         value2: int = 0,
+        lazy: bool = False,
     ) -> None:
-        """Queue a descriptor; it is published at the end of the turn, or sooner."""
+        """Queue a descriptor; it is published at the end of the turn, or sooner.
+
+        A `lazy` one wakes nobody up for up to LAZY_S: it goes along with the next that is not.
+        """
         descriptor = (kind, flags, tunnel, slot, session, flow, offset, length, carrier, value, value2)
         if self._backlog or not self.producer.push(*descriptor):
             if not self._backlog:
                 self._freed_watcher.start(self._on_freed)
             self._backlog.append(descriptor)
-        self._mesh.arm_flush()
+        if lazy:
+            self._mesh.flush_lazily()
+        else:
+            self._mesh.arm_flush()
 
-    def return_slot(self, slot: int) -> None:
-        """A slot of the peer's is not needed any more."""
+    def return_slot(self, slot: int, lazy: bool = False) -> None:
+        """A slot of the peer's is not needed any more. `lazy`: it is a small one, and can wait."""
         if self.alive:
-            self.send(FREE, slot=slot)
+            self.send(FREE, slot=slot, lazy=lazy)
 
     def _on_freed(self) -> None:
         backlog = self._backlog
@@ -148,6 +158,8 @@ class Mesh:
         self._arena_bytes = arena_bytes
         self._watchers: dict[int, Any] = {}
         self._armed = False
+        self._lazy_timer = loop.timer(LAZY_S, LAZY_S)
+        self._is_lazy = False
 
     def add_peer(self, fds: PeerFds) -> Peer:
         """Meet a worker. The mesh owns the descriptors from now on."""
@@ -177,6 +189,17 @@ class Mesh:
         if not self._armed:
             self._armed = True
             self.loop.run_callback(self.flush)
+
+    def flush_lazily(self) -> None:
+        """Publish within LAZY_S."""
+        if not self._is_lazy:
+            self._is_lazy = True
+            self._lazy_timer.again(self._flush_lazy)
+
+    def _flush_lazy(self) -> None:
+        self._is_lazy = False
+        self._lazy_timer.stop()
+        self.flush()
 
     def flush(self) -> None:
         """Publish everything now."""

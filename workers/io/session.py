@@ -255,6 +255,8 @@ class Session:
 
     def on_readable(self, endpoint: Endpoint) -> None:
         """See EndpointOwner."""
+        if self.egress.send_alone(endpoint):
+            return
         self.share.on_readable(endpoint.stream)
         self.egress.pump()
         if endpoint.stream.readable:

@@ -161,6 +161,11 @@ class Stripe(Receiving):
         return False
 
     @property
+    def has_budget(self) -> bool:
+        """Whether there was room when the kernel was asked last, and less was sent since."""
+        return self._budget > 0 and not self._writing
+
+    @property
     def takes_small(self) -> bool:
         """Whether a small frame may be sent even without room: the kernel took all that it was given."""
         return self._pending is None and not self.closed

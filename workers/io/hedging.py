@@ -1,0 +1,75 @@
+"""Hedging: what waits for a slow stripe while others idle is sent again on one of those."""
+
+from typing import Protocol
+
+from workers.core.retain import SentFrame
+from workers.core.session import SessionShare
+from workers.io.context import Context, clock_us
+from workers.io.exchange import Exchange, RemoteStripes
+from workers.io.lineup import Lineup
+from workers.io.stripe import Stripe
+
+HEDGE_S = 0.01
+HEDGE_FRAMES = 64
+"""Frames sent again in one turn."""
+
+
+class Sender(Protocol):
+    """The session's egress, as far as hedging needs it."""
+
+    lineup: Lineup
+
+    def send_again(self, kept: SentFrame, stripe: Stripe) -> None:
+        """Send a kept frame on another stripe."""
+
+    def hand_kept(self, kept: SentFrame, remote: RemoteStripes) -> bool:
+        """Give a kept frame to another worker's stripes."""
+
+    def flush(self) -> None:
+        """Give what was sealed to the kernel."""
+
+
+class Hedging:
+    """Looks every HEDGE_S while anything waits, and sends each frame again at most once."""
+
+    def __init__(self, context: Context, share: SessionShare, exchange: Exchange, sender: Sender) -> None:
+        self._share = share
+        self._exchange = exchange
+        self._sender = sender
+        self._timer = context.loop.timer(HEDGE_S, HEDGE_S)
+        self._armed = False
+
+    def arm(self) -> None:
+        """Something was sent."""
+        if not self._armed and len(self._share.waiting):
+            self._armed = True
+            self._timer.again(self._hedge)
+
+    def _hedge(self) -> None:
+        share = self._share
+        if not len(share.waiting):
+            self._armed = False
+            self._timer.stop()
+            return
+        for _ in range(HEDGE_FRAMES):
+            if share.has_work or self._exchange.has_guests or not self._hedge_one():
+                break
+        self._sender.flush()
+
+    def _hedge_one(self) -> bool:
+        waiting, now_us = self._share.waiting, clock_us()
+        stripe = self._sender.lineup.quickest()
+        if stripe is not None and stripe.path is not None:
+            kept = waiting.frame_for(stripe.path, now_us)
+            if kept is not None:
+                self._sender.send_again(kept, stripe)
+                return True
+        remote = self._exchange.remote_with_room()
+        path = remote.quickest if remote is not None else None
+        kept = waiting.frame_for(path, now_us) if path is not None else None
+        return kept is not None and remote is not None and self._sender.hand_kept(kept, remote)
+
+    def close(self) -> None:
+        """Send nothing more."""
+        self._armed = True
+        self._timer.close()
