@@ -204,3 +204,17 @@ def test_member_that_sends_alone_is_light_until_it_has_sent_much() -> None:
     assert turns.heavy == 1, "what was sent alone counts"
     assert turns.pass_alone(other, LIGHT_BYTES - 1, NOW_US)
     assert turns.pass_alone(other, LIGHT_BYTES - 1, NOW_US + LIGHT_US)
+
+
+def test_member_that_sent_much_on_average_is_not_light_at_the_start_of_a_period() -> None:
+    turns, (bulk,) = light_members(1)
+    turns.add(bulk, NOW_US)
+    turns.charge(bulk, LIGHT_BYTES)
+    assert turns.heavy == 1
+    turns.charge(bulk, 10 * LIGHT_BYTES)
+    turns.remove(bulk)
+    assert not turns.pass_alone(bulk, 1, NOW_US + 2 * LIGHT_US), "eleven in two periods"
+    turns.add(bulk, NOW_US + 3 * LIGHT_US - 1)
+    assert turns.heavy == 1
+    turns.remove(bulk)
+    assert turns.pass_alone(bulk, 1, NOW_US + 4 * LIGHT_US)

@@ -11,7 +11,7 @@ QUANTUM = 64 << 10
 FEW_LIGHT = 16
 """More at a time are not light: together they are a bulk transfer."""
 LIGHT_BYTES, LIGHT_US = 16 << 10, 100_000
-"""A stream is light while it sends no more than LIGHT_BYTES in LIGHT_US."""
+"""A stream is light while it sends no more than LIGHT_BYTES in LIGHT_US, and did so on average before."""
 
 
 class Scheduled(Protocol):
@@ -113,8 +113,7 @@ class Turns(Generic[LightMember]):
         """Let `member` take part, if it does not yet."""
         if member.light or member.scheduled:
             return
-        if now_us - member.light_since_us >= LIGHT_US:
-            member.light_since_us, member.light_bytes = now_us, 0
+        _forget_old(member, now_us)
         if member.light_bytes < LIGHT_BYTES and len(self.light) < FEW_LIGHT:
             member.light = True
             self.light.append(member)
@@ -134,8 +133,7 @@ class Turns(Generic[LightMember]):
 
     def pass_alone(self, member: LightMember, length: int, now_us: int) -> bool:
         """`member` sent `length` bytes while nobody took part; whether it is light."""
-        if now_us - member.light_since_us >= LIGHT_US:
-            member.light_since_us, member.light_bytes = now_us, 0
+        _forget_old(member, now_us)
         member.light_bytes += length
         return member.light_bytes < LIGHT_BYTES
 
@@ -145,12 +143,19 @@ class Turns(Generic[LightMember]):
 
     def charge(self, member: LightMember, length: int) -> None:
         """`member` sent `length` bytes."""
+        member.light_bytes += length
         if not member.light:
             self._heavy.charge(member, length)
-            return
-        member.light_bytes += length
-        if member.light_bytes < LIGHT_BYTES:
+        elif member.light_bytes < LIGHT_BYTES:
             self.light.rotate(-1)
         else:
             self.remove(member)
             self._heavy.add(member)
+
+
+def _forget_old(member: Light, now_us: int) -> None:
+    """Begin a new period if the last is over. Whoever sent much on average is not light at the start of it."""
+    elapsed_us = now_us - member.light_since_us
+    if elapsed_us >= LIGHT_US:
+        was_light = member.light_bytes * LIGHT_US <= LIGHT_BYTES * elapsed_us
+        member.light_since_us, member.light_bytes = now_us, 0 if was_light else LIGHT_BYTES
