@@ -39,7 +39,10 @@ class Boot:
     serial: of this process; never used before by this supervisor, starts at random per boot, 32 bits, not 0.
     boot_id: 64 random bits of this supervisor's start.
     session_ids: client only: tunnel index -> 64-bit session id, the same in every worker and after a replacement.
-    listeners: tunnel index -> non-blocking listening sockets (client: applications; server: stripes).
+    listeners: tunnel index -> non-blocking sockets. Stripe: listening (client: applications; server: stripes). Spray
+        client: this worker's own UDP sockets for applications, one for each address of `local`. Spray server: for each
+        carrier in the order of `carriers`, one for each address of `listen`, of a UDP port the UDP socket, of a
+        fake-TCP port the listening one; every worker has those of all carriers.
     inboxes: worker slot -> the sending end of that worker's SOCK_DGRAM inbox, for handing over accepted stripes;
         `inbox` is the receiving end of this worker's own.
     lifetime: read end of a pipe whose write end only the supervisor holds: readable means that the supervisor is gone.

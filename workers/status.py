@@ -4,7 +4,8 @@ import msgspec
 
 
 class CarrierStatus(msgspec.Struct):
-    """One carrier. `state` is one of starting, connecting, up, draining, down."""
+    """One carrier. `state` is one of starting, connecting, up, draining, down; `kind` one of stripe, tcp (fake TCP) and
+    udp."""
 
     id: int
     worker: int
@@ -38,7 +39,7 @@ class SessionStatus(msgspec.Struct):
 
 class TunnelStatus(msgspec.Struct):
     """One worker's share of a tunnel; merged by `name`. bytes_in and bytes_out count application payload from and to
-    the wire."""
+    the wire. Flows are streams or, in mode spray, conversations, which end by their duration and are never reset."""
 
     name: str
     mode: str

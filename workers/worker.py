@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import gevent
 import msgspec
@@ -29,6 +29,8 @@ from workers.io.memory import Memory
 from workers.io.mesh import Descriptor, Mesh, Peer
 from workers.io.server import HANDOVER, ServerTunnel
 from workers.io.session import Session
+from workers.io.spray_server import SprayServerEnd
+from workers.io.spray_tunnels import SprayEnd, start_spray_tunnels
 from workers.io.stripe import Staging
 from workers.shm.arena import Arena, Side
 from workers.shm.layout import EGRESS_BYTES, INGRESS_BYTES
@@ -43,6 +45,16 @@ FINAL_FLUSH_S = 0.2
 """How long resets get to leave after the drain timeout."""
 
 log = logging.getLogger("forwarder.worker")
+
+
+class MeshEnd(Protocol):
+    """A session, as the mesh sees it."""
+
+    def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
+        """One descriptor that names it."""
+
+    def on_turn_end(self) -> None:
+        """All descriptors of this turn were handed over."""
 
 
 class Worker:
@@ -73,8 +85,8 @@ class Worker:
         )
         for peer in boot.peers:
             self._mesh.add_peer(peer)
-        self._tunnels: dict[int, ClientTunnel | ServerTunnel] = {}
-        self._touched: dict[Session, None] = {}
+        self._tunnels: dict[int, ClientTunnel | ServerTunnel | SprayEnd] = {}
+        self._touched: dict[MeshEnd, None] = {}
         self._done = Event()
         self._drain_deadline_us: int | None = None
         self._idle = False
@@ -111,6 +123,7 @@ class Worker:
             self._tunnels[server.index] = ServerTunnel(
                 self._context, server, boot.listeners[server.index], boot.inboxes
             )
+        self._tunnels.update(start_spray_tunnels(self._context, boot))
 
     def _watch(self, fd: int, callback: Any) -> None:
         watcher = self._loop.io(fd, READ)
@@ -163,7 +176,13 @@ class Worker:
             session.egress.arm()
 
     def _sessions(self) -> list[Session]:
-        return [session for tunnel in self._tunnels.values() for session in tunnel.sessions()]
+        return [session for tunnel in self._stripe_tunnels() for session in tunnel.sessions()]
+
+    def _stripe_tunnels(self) -> list[ClientTunnel | ServerTunnel]:
+        return [tunnel for tunnel in self._tunnels.values() if isinstance(tunnel, ClientTunnel | ServerTunnel)]
+
+    def _spray_ends(self) -> list[SprayEnd]:
+        return [tunnel for tunnel in self._tunnels.values() if isinstance(tunnel, SprayEnd)]
 
     def _close(self) -> None:
         """Leave: reset what is unfinished and give the resets a moment to go out."""
@@ -227,6 +246,8 @@ class Worker:
         self._context.gone.append((slot, serial))
         for session in self._sessions():
             session.on_peer_lost(peer)
+        for end in self._spray_ends():
+            end.on_peer_lost(peer)
         for fd in _descriptors(peer.fds):
             os.close(fd)
 
@@ -235,6 +256,8 @@ class Worker:
         self._context.roster[fds.slot] = fds.serial
         for session in self._sessions():
             session.on_peer_joined(peer)
+        for end in self._spray_ends():
+            end.on_peer_joined(peer)
 
     def _on_inbox(self) -> None:
         try:
@@ -243,7 +266,7 @@ class Worker:
             return
         received = [socket.socket(fileno=fd) for fd in fds]
         tunnel = self._tunnels.get(HANDOVER.unpack_from(data)[0])
-        if len(received) == 1 and isinstance(tunnel, ServerTunnel):
+        if len(received) == 1 and isinstance(tunnel, ServerTunnel | SprayServerEnd):
             tunnel.take_over(received[0], data[HANDOVER.size :])
             return
         for sock in received:
@@ -262,7 +285,7 @@ class Worker:
             peer.idle = True
             return
         tunnel = self._tunnels.get(tunnel_index)
-        session = tunnel.find(number) if tunnel is not None else None
+        session: MeshEnd | None = tunnel.find(number) if tunnel is not None else None
         if session is None and tunnel is not None and kind in (mesh.CARRIERS, mesh.IN):
             session = tunnel.create(number, descriptor[7] if kind == mesh.CARRIERS else descriptor[8])
         if session is not None:
@@ -312,8 +335,8 @@ class Worker:
             serial=boot.serial,
             pid=os.getpid(),
             state="draining" if self._context.draining else "up",
-            streams=sum(tunnel.flows_open for tunnel in tunnels),
-            conversations=0,
+            streams=sum(tunnel.flows_open for tunnel in tunnels if tunnel.mode == "stripe"),
+            conversations=sum(tunnel.flows_open for tunnel in tunnels if tunnel.mode == "spray"),
             carriers=sum(len(session.carriers) for tunnel in tunnels for session in tunnel.sessions),
             restarts=0,
             arena_used_bytes=arena.used_bytes(Side.INGRESS) + arena.used_bytes(Side.EGRESS),

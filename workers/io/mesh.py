@@ -20,6 +20,14 @@ IDLE      all                 -           -               -                 -   
 LOAD      all                 -           -               -                 -           bytes moved    -
 POOL      all                 -           -               -                 -           stripes wanted -
 
+In a spray session a flow is a conversation, and what is in a slot are datagrams of `value2` bytes back to back, the
+last perhaps shorter; `offset` is the kind of the record that they came in, or will go in. Also there:
+
+CONVERSATION  all           from the flow's owner: its source key, length `length`; bytes 0..8 of it in value, 8..16 in
+                            value2, 16..20 in slot, 20..24 in carrier, 24..32 in offset
+TOUCHED   flow's worker     -           flow            -                 -           -              -
+CLOSED    all               -           flow            -                 -           -              -
+
 OUT with flag 1 wants its BOUND at once, since no further frame may be handed over before. BOUND with flag 0 means that
 the frame was not sent and comes back. IDLE, which names no session, means that the sender
 drains and has no streams left; LOAD, that the sender has some. `tunnel` is the tunnel's index. Unknown kinds, and slots
@@ -35,6 +43,7 @@ from workers.shm.arena import ArenaView
 from workers.shm.ring import RingConsumer, RingProducer
 
 OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE, STALLED, LOAD, POOL, BROKEN = range(1, 15)
+CONVERSATION, TOUCHED, CLOSED = range(15, 18)
 
 READ = 1
 LAZY_S = 0.001

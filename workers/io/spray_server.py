@@ -1,0 +1,266 @@
+"""The server's end of a spray tunnel in one worker: who comes in by its ports, and the sessions.
+
+Strangers are met at `workers.io.spray_door`; conversations with the target are `workers.io.spray_target`'s part.
+"""
+
+import logging
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from workers.core.cuts import Records
+from workers.core.errors import RemoteProtocolError
+from workers.core.handshake import Hello
+from workers.core.port import Port
+from workers.core.standing import Standing
+from workers.io.context import Context, session_number
+from workers.io.mesh import Descriptor, Peer
+from workers.io.port_carrier import PortCarrier
+from workers.io.spray_buffers import Inbox, SprayBuffers
+from workers.io.spray_door import Pending, SprayDoor
+from workers.io.spray_session import SpraySession, jitter
+from workers.io.spray_target import Targets
+from workers.settings import SprayServerTunnel
+from workers.status import TunnelStatus
+
+MAX_PORTS = 2 * 4096
+"""Carriers of one session: the most ports that a tunnel can have, both ways."""
+
+log = logging.getLogger("forwarder.spray")
+
+
+class ServerSpraySession(SpraySession):
+    """A session at the server. `key_id`: of its client."""
+
+    key_id = ""
+
+    def owner_of(self, conversation: int) -> int:
+        """See SpraySession: workers in turn, as far as they live."""
+        slot = (conversation ^ conversation >> 24) % self.context.workers
+        return slot if slot in self.context.roster else self.context.slot
+
+
+class SprayServerEnd:
+    """Implements Host of `workers.io.spray_door`."""
+
+    def __init__(
+        self,
+        context: Context,
+        tunnel: SprayServerTunnel,
+        buffers: SprayBuffers,
+        inboxes: dict[int, Inbox],
+        senders: dict[int, socket.socket],
+    ) -> None:
+        """`inboxes`: where datagrams are received, by address family. `senders`: to the other workers, by slot."""
+        self.context = context
+        self.tunnel = tunnel
+        self.door = SprayDoor(self, buffers.staging)
+        self.ports: list[Any] = []
+        self._buffers = buffers
+        self._sessions: dict[int, ServerSpraySession] = {}
+        self._came_by: dict[int, dict[PortCarrier, None]] = {}
+        self._standings: dict[tuple[int, int], Standing] = {}
+        self.targets = Targets(context, tunnel, self, inboxes, senders)
+        self._past = [0, 0]
+        self._past_lost = [0, 0]
+
+    # Who comes in
+
+    def find_key(self, key_id: str) -> tuple[int, bytes] | None:
+        """See Host."""
+        for index, key in enumerate(self.context.settings.keys):
+            if key.key_id == key_id:
+                return index, key.secret
+        return None
+
+    def check_hello(self, key_id: str, key_index: int, hello: Hello) -> bool:
+        """See Host."""
+        allowed = self.context.settings.keys[key_index].tunnels
+        if hello.tunnel != self.tunnel.name or (allowed is not None and hello.tunnel not in allowed):
+            raise RemoteProtocolError(f"tunnel {hello.tunnel!r} is not for this key here")
+        if hello.carrier_index >= MAX_PORTS:
+            raise RemoteProtocolError(f"port {hello.carrier_index} of at most {MAX_PORTS}")
+        return session_number(key_id, self.tunnel.name, hello.session_id) in self._sessions
+
+    def admit(self, pending: Pending, now_us: int) -> PortCarrier | None:
+        """See Host."""
+        hello, keys = pending.hello, pending.keys
+        assert hello is not None and keys is not None
+        number = session_number(pending.key_id, self.tunnel.name, hello.session_id)
+        session = self._session(number, pending.key_index)
+        if session is None:
+            self.targets.warn("too many sessions")
+            return None
+        index = hello.carrier_index
+        standing = self._standings.setdefault((number, index), Standing(jitter))
+        port = Port(index, session.port_settings(), now_us, jitter, accepted=True, standing=standing)
+        before = pending.wire.owner
+        if isinstance(before, PortCarrier):  # the client has begun anew from the same address
+            before.abandon()
+        carrier = PortCarrier(index, pending.wire, port, keys, self._buffers.staging, session)
+        carrier.proven = True
+        pending.wire.owner = carrier
+        pending.wire.on_proven()
+        session.peer_text = pending.wire.peer
+        self._came_by.setdefault(pending.port, {})[carrier] = None
+        session.add(carrier, now_us)
+        return carrier
+
+    def carriers_of(self, port: int) -> Iterable[PortCarrier]:
+        """See Host."""
+        carriers = self._came_by.get(port, {})
+        for carrier in [each for each in carriers if each.closed]:
+            del carriers[carrier]
+        return list(carriers)
+
+    def _on_unknown(self, carrier: PortCarrier, records: Records, start: int, end: int, now_us: int) -> None:
+        self.door.on_unknown(carrier, self._port_of, records, start, end, now_us)
+
+    def _port_of(self, carrier: PortCarrier) -> int:
+        """The port that a carrier came in by."""
+        return next((port for port, carriers in self._came_by.items() if carrier in carriers), -1)
+
+    def _session(self, number: int, key_index: int) -> ServerSpraySession | None:
+        session = self._sessions.get(number)
+        keys = self.context.settings.keys
+        if session is not None or self.context.draining or not 0 <= key_index < len(keys):
+            return session
+        if not self._has_place(key_index):
+            return None
+        session = self._sessions[number] = ServerSpraySession(
+            self.context, self.tunnel, number, key_index, self._buffers
+        )
+        session.key_id = keys[key_index].key_id
+        session.deliver = lambda conversation, size, payload, now_us: self.targets.deliver(
+            session, conversation, size, payload, now_us
+        )
+        session.unknown = self._on_unknown
+        session.room = lambda: self.targets.resume(session)
+        return session
+
+    def _has_place(self, key_index: int) -> bool:
+        """Where there are several keys, none gets more sessions than it leaves free: one cannot take all."""
+        left = self.tunnel.max_sessions - len(self._sessions)
+        if len(self.context.settings.keys) == 1:
+            return left > 0
+        return left > sum(session.key_index == key_index for session in self._sessions.values())
+
+    # Mesh
+
+    def find(self, number: int) -> "SessionEnd | None":
+        """The session of that number."""
+        session = self._sessions.get(number)
+        return SessionEnd(self, session) if session is not None else None
+
+    def create(self, number: int, key_index: int) -> "SessionEnd | None":
+        """The same, new if need be."""
+        session = self._session(number, key_index)
+        return SessionEnd(self, session) if session is not None else None
+
+    def find_session(self, number: int) -> ServerSpraySession | None:
+        """See Sessions."""
+        return self._sessions.get(number)
+
+    def make_session(self, number: int, key_index: int) -> ServerSpraySession | None:
+        """See Sessions."""
+        return self._session(number, key_index)
+
+    def take_over(self, sock: socket.socket, data: bytes) -> None:
+        """A conversation's socket comes from another worker."""
+        self.targets.take_over(sock, data)
+
+    def on_peer_joined(self, peer: Peer) -> None:
+        """A worker has taken a dead one's place."""
+        for session in self._sessions.values():
+            session.on_peer_joined(peer)
+        self.targets.on_peer_joined(peer)
+
+    def on_peer_lost(self, peer: Peer) -> None:
+        """A worker is dead."""
+        for session in self._sessions.values():
+            session.on_peer_lost(peer)
+        self.targets.on_peer_lost(peer)
+
+    # Life
+
+    def on_time(self, now_us: int) -> None:
+        """Every 100 ms."""
+        self.door.on_time(now_us)
+        self.targets.on_time(now_us)
+        for port in self._came_by:
+            self.carriers_of(port)
+        for number, session in list(self._sessions.items()):
+            session.on_time(now_us)
+            if session.is_idle(now_us):
+                self._end(number, session)
+
+    def _end(self, number: int, session: ServerSpraySession) -> None:
+        self.targets.forget(session)
+        for place in [place for place in self._standings if place[0] == number]:
+            del self._standings[place]
+        session.close()
+        self._past[0] += session.bytes_in
+        self._past[1] += session.bytes_out
+        self._past_lost[0] += session.dropped + session.exchange.dropped
+        self._past_lost[1] += session.too_large
+        del self._sessions[number]
+
+    def stop_accepting(self) -> None:
+        """Part of draining: datagrams have no end to wait for."""
+
+    def close(self) -> None:
+        """Give all ports up."""
+        for number, session in list(self._sessions.items()):
+            self._end(number, session)
+        self.door.close()
+        for ports in self.ports:
+            ports.close()
+
+    def sessions(self) -> Iterator[ServerSpraySession]:
+        """The sessions of this tunnel."""
+        return iter(list(self._sessions.values()))
+
+    def status(self, now_us: int) -> TunnelStatus:
+        """This worker's part of the tunnel."""
+        sessions = list(self._sessions.values())
+        return TunnelStatus(
+            name=self.tunnel.name,
+            mode="spray",
+            state="draining" if self.context.draining else "up",
+            bytes_in=self._past[0] + sum(each.bytes_in for each in sessions),
+            bytes_out=self._past[1] + sum(each.bytes_out for each in sessions),
+            flows_open=len(self.targets.table),
+            flows_total=self.targets.table.opened,
+            flows_reset=0,
+            sessions=[each.status(each.key_id, each.total_up, now_us) for each in sessions],
+        )
+
+    def count_open(self) -> dict[str, int]:
+        """What must be level when nothing goes on, and what was lost."""
+        sessions = list(self._sessions.values())
+        too_large, undelivered = self.targets.counts
+        dropped = self._past_lost[0] + sum(each.dropped + each.exchange.dropped for each in sessions)
+        return {
+            "spray_pending": len(self.door),
+            "spray_refused": self.door.refused,
+            "spray_refused_frames": sum(ports.lost for ports in self.ports),
+            "spray_dropped": dropped + undelivered,
+            "spray_too_large": too_large + self._past_lost[1] + sum(each.too_large for each in sessions),
+        }
+
+
+class SessionEnd:
+    """A session of the tunnel, as the mesh sees it."""
+
+    __slots__ = ("_end", "_session")
+
+    def __init__(self, end: SprayServerEnd, session: ServerSpraySession) -> None:
+        self._end = end
+        self._session = session
+
+    def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
+        """One descriptor that names this session."""
+        self._end.targets.on_descriptor(self._session, peer, descriptor)
+
+    def on_turn_end(self) -> None:
+        """All descriptors of this turn were handed over."""
