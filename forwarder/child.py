@@ -14,7 +14,7 @@ from setproctitle import setproctitle
 
 from forwarder.errors import BootError
 from forwarder.logs import WorkerOutput, log, set_up
-from forwarder.privileges import Identity, become, die_with_parent
+from forwarder.privileges import Identity, become, capabilities_wanted, die_with_parent
 from forwarder.signals import reset_in_worker
 from forwarder.slots import ENCODER
 from workers.boot import Boot, Failed
@@ -45,7 +45,7 @@ def live(boot: Boot, birth: Birth) -> NoReturn:
         if boot.settings.pin:
             _pin(boot.slot)
         if birth.identity is not None:
-            become(birth.identity)
+            become(birth.identity, capabilities_wanted(boot.settings))
         if die_with_parent(birth.supervisor_pid):
             birth.main(boot)
         code = 0

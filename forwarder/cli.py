@@ -57,7 +57,7 @@ _config = click.option(
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s", prog_name="forwarder")
 def commands() -> None:
-    """Make a remote TCP port a local one, each connection striped over many sockets."""
+    """Make remote TCP and UDP ports local ones: connections striped over many sockets, datagrams over many ports."""
 
 
 @commands.command()

@@ -1,14 +1,14 @@
 """A configuration file -> `workers.settings.Settings`.
 
-`forwarder.document` has checked every table by itself. Here: keys are read, names and ports compared across tables,
-paths made absolute and defaults filled in. Nothing is looked up in the network.
+`forwarder.document` has checked every table by itself, and `forwarder.tunnels` makes tunnels of theirs. Here: keys are
+read, names compared across tables, paths made absolute and defaults filled in. Nothing is looked up in the network.
 """
 
 import grp
 import os
 import pwd
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,41 +18,14 @@ import msgspec
 from forwarder import keys
 from forwarder.document import parse, read_file, read_text, shown
 from forwarder.errors import ConfigError
-from forwarder.schema import (
-    Auth,
-    ClientFile,
-    ClientTunnel,
-    File,
-    ServerFile,
-    ServerTunnel,
-    Size,
-    Stripes,
-    Table,
-    Text,
-    Time,
-    Tunnel,
-)
-from forwarder.units import address_family, parse_endpoint, parse_time
-from workers.settings import Address, Key, LogSettings, Settings, StripeClientTunnel, StripeServerTunnel
+from forwarder.schema import Auth, ClientFile, File, ServerFile
+from forwarder.tunnels import client_tunnels, given, path_of, server_tunnels
+from forwarder.units import parse_endpoint, parse_time
+from workers.settings import Address, Key, LogSettings, Settings
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path without its zero
 PATH_SHOWN_MAX = 1024
 WORKERS_MAX = 64
-AUTO_MAX = 256
-"""The most stripes of a tunnel with somaxconn = "auto"."""
-
-SETTING_NAMES = {
-    "window_max": "window_max_bytes",
-    "frame_max": "frame_max_bytes",
-    "resume_timeout": "resume_timeout_s",
-    "connect_timeout": "connect_timeout_s",
-    "handshake_timeout": "handshake_timeout_s",
-    "idle_timeout": "idle_timeout_s",
-    "rotate_after": "rotate_after_s",
-    "dial_rate": "dial_rate_per_s",
-    "drain_timeout": "drain_timeout_s",
-}
-"""File keys whose settings carry the unit in their name; all others are named alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +106,9 @@ class _Loader:
         tables = read_file(self.file)
         ends: dict[str, Any]
         if isinstance(tables, ClientFile):
-            ends = {"keys": (self._key("auth", tables.auth),), "client_tunnels": self._client_tunnels(tables.tunnel)}
+            ends = {"keys": (self._key("auth", tables.auth),)} | client_tunnels(self.file, tables.tunnel)
         else:
-            ends = {"keys": self._server_keys(tables), "server_tunnels": self._server_tunnels(tables.tunnel)}
+            ends = {"keys": self._server_keys(tables)} | server_tunnels(self.file, tables.tunnel)
         if tables.metrics:
             self.warnings.append("metrics: not served by this version")
         settings = Settings(
@@ -159,10 +132,10 @@ class _Loader:
             )
         self._check_account("user", tables.user, pwd.getpwnam, pwd.getpwuid)
         self._check_account("group", tables.group, grp.getgrnam, grp.getgrgid)
-        log = _given(tables.log)
+        log = given(tables.log)
         if tables.log.file is not None:
             log["file"] = str(_beside(self.file, tables.log.file))
-        general = _given(tables, leave_out=("auth", "client", "tunnel", "control", "metrics", "log", "workers"))
+        general = given(tables, leave_out=("auth", "client", "tunnel", "control", "metrics", "log", "workers"))
         workers = tables.workers or usable_cores()
         return general | {"workers": workers, "control_socket": str(socket), "log": LogSettings(**log)}
 
@@ -205,7 +178,7 @@ class _Loader:
         names = {tunnel.name for tunnel in tables.tunnel}
         result: list[Key] = []
         for index, client in enumerate(tables.client):
-            where = _path("client", index, client.key_id)
+            where = path_of("client", index, client.key_id)
             for earlier, other in enumerate(tables.client[:index]):
                 if other.key_id == client.key_id:
                     taken = f"{shown(client.key_id)} as in client[{earlier + 1}]"
@@ -219,102 +192,3 @@ class _Loader:
             tunnels = None if client.tunnels is None else frozenset(client.tunnels)
             result.append(self._key(where, client, tunnels))
         return tuple(result)
-
-    def _client_tunnels(self, tables: Sequence[ClientTunnel]) -> tuple[StripeClientTunnel, ...]:
-        self._check_names(tables)
-        tunnels = tuple(
-            StripeClientTunnel(
-                index=index,
-                local=Address("127.0.0.1", table.local_port)
-                if table.local_port is not None
-                else Address(*parse_endpoint(str(table.local))),
-                **_remote_ends(table),
-                **_given(table, leave_out=("mode", "host", "host_port", "local", "local_port", "somaxconn", "source")),
-            )
-            for index, table in enumerate(tables)
-        )
-        locals_ = [(tunnel.name, tunnel.local) for tunnel in tunnels]
-        self._check_addresses(locals_, ["local" if table.local else "local_port" for table in tables])
-        for index, tunnel in enumerate(tunnels):
-            for earlier in tunnels[:index]:
-                for taken_end in set(earlier.remote_ends) & set(tunnel.remote_ends):
-                    key = f"{key_of_tunnel(index, tunnel.name)}.host_port"
-                    taken = f"{taken_end} as in {key_of_tunnel(earlier.index, earlier.name)}"
-                    raise self._mistake(key, "a port that no other tunnel has at this host", taken)
-        return tunnels
-
-    def _server_tunnels(self, tables: Sequence[ServerTunnel]) -> tuple[StripeServerTunnel, ...]:
-        self._check_names(tables)
-        tunnels = tuple(
-            StripeServerTunnel(
-                index=index,
-                listen=Address(str(table.listen or "::"), table.host_port),
-                target=Address("127.0.0.1", table.remote_port)
-                if table.remote_port is not None
-                else Address(*parse_endpoint(str(table.remote))),
-                **_given(table, leave_out=("mode", "listen", "host_port", "remote", "remote_port")),
-            )
-            for index, table in enumerate(tables)
-        )
-        self._check_addresses([(tunnel.name, tunnel.listen) for tunnel in tunnels], ["host_port"] * len(tables))
-        return tunnels
-
-    def _check_names(self, tables: Sequence[Tunnel]) -> None:
-        first: dict[str, int] = {}
-        for index, table in enumerate(tables):
-            if first.setdefault(table.name, index) != index:
-                taken = f"{shown(table.name)} as in tunnel[{first[table.name] + 1}]"
-                raise self._mistake(f"{_path('tunnel', index, table.name)}.name", "a name of its own", taken)
-
-    def _check_addresses(self, listening: Sequence[tuple[str, Address]], keys_: Sequence[str]) -> None:
-        """No two tunnels may listen on one port of one address; `keys_` are what to report them at."""
-        for index, (name, address) in enumerate(listening):
-            for earlier, (other_name, other) in enumerate(listening[:index]):
-                if overlap(address, other):
-                    key = f"{_path('tunnel', index, name)}.{keys_[index]}"
-                    taken = f"{address} beside {other} of {_path('tunnel', earlier, other_name)}"
-                    raise self._mistake(key, "a port that no other tunnel listens on", taken)
-
-
-def overlap(one: Address, other: Address) -> bool:
-    """Whether no two sockets can listen on both. `::` is all addresses of both families; names are not looked up."""
-    if one.port != other.port:
-        return False
-    hosts = {one.host, other.host}
-    if len(hosts) == 1 or "::" in hosts:
-        return True
-    return "0.0.0.0" in hosts and all(address_family(host) == 4 for host in hosts)
-
-
-def _remote_ends(table: ClientTunnel) -> dict[str, Any]:
-    """Where stripes go to and from, and how many they are."""
-    first, *more = (Address(str(host), table.host_port) for host in table.host)
-    found: dict[str, Any] = {"remote_end": first, "more_ends": tuple(more)}
-    found["sources"] = tuple(str(source) for source in table.source or ())
-    if table.somaxconn == Stripes.AUTO:
-        found |= {"auto": True, "somaxconn": AUTO_MAX}
-    elif table.somaxconn is not None:
-        found["somaxconn"] = int(table.somaxconn)
-    return found
-
-
-def key_of_tunnel(index: int, name: str) -> str:
-    """The path of a tunnel's keys, as in messages."""
-    return _path("tunnel", index, name)
-
-
-def _path(table: str, index: int, name: str) -> str:
-    return f"{table}[{index + 1}] {shown(name)}"
-
-
-def _given(table: Table, leave_out: Collection[str] = ()) -> dict[str, Any]:
-    """The keys that a table has, under their settings' names, as plain values."""
-    given = ((key, getattr(table, key)) for key in table.__struct_fields__ if key not in leave_out)
-    return {SETTING_NAMES.get(key, key): _plain(value) for key, value in given if value is not None}
-
-
-def _plain(value: Any) -> Any:
-    """A value of the schema's own classes -> the built-in type that it extends."""
-    return next(
-        (kind(value) for own, kind in ((Size, int), (Time, float), (Text, str)) if isinstance(value, own)), value
-    )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from logging import ERROR
 
 from forwarder.child import Birth, WorkerMain, live
-from forwarder.listeners import Listeners, close_listeners
+from forwarder.listeners import Listeners, close_listeners, close_others, share_of
 from forwarder.logs import log
 from forwarder.mesh import Mesh, joined_fds
 from forwarder.privileges import Identity
@@ -48,7 +48,8 @@ class Crew:
         self._pid = os.getpid()
         self._boot_id = secrets.randbits(64)
         self._serial = secrets.randbits(32)
-        self._session_ids = {tunnel.index: secrets.randbits(64) for tunnel in settings.client_tunnels}
+        tunnels = settings.tunnels if settings.role == "client" else ()
+        self._session_ids = {tunnel.index: secrets.randbits(64) for tunnel in tunnels}
         heartbeat_bytes = -(-settings.workers * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
         self._heartbeat = memoryview(mmap.mmap(-1, heartbeat_bytes)).cast("Q")
         self._lifetime = os.pipe()
@@ -176,7 +177,7 @@ class Crew:
             heartbeat=self._heartbeat,
             inboxes={other.index: other.inbox[1] for other in self.slots},
             session_ids=self._session_ids,
-            listeners=self.listeners,
+            listeners=share_of(self.listeners, self._settings, slot.index),
             peers=self._mesh.peers(slot.index),
         )
 
@@ -186,6 +187,7 @@ class Crew:
         channel.close()
         os.close(self._lifetime[1])
         self._mesh.close_in_child(slot.index)
+        close_others(self.listeners, self._settings, slot.index)
         for other in self.slots:
             if other is not slot:
                 other.inbox[0].close()

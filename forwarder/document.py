@@ -11,12 +11,13 @@ import tomllib
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 
 from forwarder.errors import ConfigError
-from forwarder.schema import ClientFile, File, Mistake, ServerFile, Table
+from forwarder.schema import ClientFile, File, Mode, ServerFile, Table
+from forwarder.values import Mistake
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -91,21 +92,11 @@ def convert(file: Path, document: Document) -> ClientFile | ServerFile:
         raise ConfigError.mistake(
             file, "role", '"client" or "server"', shown(role) if "role" in document else "nothing"
         )
-    _refuse_other_modes(file, document)
     shape: type[ClientFile | ServerFile] = ClientFile if role == "client" else ServerFile
     try:
         return msgspec.convert(document, shape, dec_hook=_parse_value)
     except msgspec.ValidationError as error:
         raise _config_error(file, document, shape, error) from error
-
-
-def _refuse_other_modes(file: Path, document: Document) -> None:
-    """A tunnel of another mode has other keys: say so before they are called unknown."""
-    tunnels = document.get("tunnel")
-    for index, tunnel in enumerate(tunnels if isinstance(tunnels, list) else ()):
-        if isinstance(tunnel, dict) and tunnel.get("mode") == "spray":
-            key = key_path(document, ["tunnel", index, "mode"])
-            raise ConfigError.mistake(file, key, '"stripe" (this version knows no other mode)', '"spray"')
 
 
 def _parse_value(kind: type[Any], raw: object) -> object:
@@ -120,41 +111,57 @@ def _config_error(file: Path, document: Document, shape: type[File], error: msgs
     steps = [key or int(index) for key, index in _PATH_STEP.findall(where[1])] if where else []
     if isinstance(error.__cause__, Mistake):
         mistake = error.__cause__
-        return ConfigError.mistake(file, key_path(document, [*steps, mistake.key]), mistake.expected, mistake.found)
+        inner = [] if mistake.key is None else [mistake.key]
+        return ConfigError.mistake(file, key_path(document, [*steps, *inner]), mistake.expected, mistake.found)
     about_key = _MSGSPEC_KEY.match(_MSGSPEC_PATH.sub("", text))
     if about_key:
         key = about_key[2]
         path = key_path(document, [*steps, key])
         if about_key[1] == "missing required":
-            return ConfigError.mistake(file, path, _expected(shape, [*steps, key]), "nothing")
-        return ConfigError.mistake(file, path, *_unknown_key(shape, steps, key))
+            return ConfigError.mistake(file, path, _expected(shape, document, [*steps, key]), "nothing")
+        return ConfigError.mistake(file, path, *_unknown_key(shape, document, steps, key))
     found = shown(_value_at(document, steps), secret=steps[-1] == "key")
-    return ConfigError.mistake(file, key_path(document, steps), _expected(shape, steps), found)
+    return ConfigError.mistake(file, key_path(document, steps), _expected(shape, document, steps), found)
 
 
-def _unknown_key(shape: type[File], steps: Sequence[Step], key: str) -> tuple[str, str]:
+def _unknown_key(shape: type[File], document: Document, steps: Sequence[Step], key: str) -> tuple[str, str]:
     """(expected, found) for a key that its table does not have."""
-    table = _table_at(shape, steps)
+    table = _choose(_annotation_at(shape, document, steps), _value_at(document, steps))
+    mode = table.__struct_config__.tag
     other_shape = ServerFile if shape is ClientFile else ClientFile
     role, other_role = ("client", "server") if shape is ClientFile else ("server", "client")
-    try:
-        elsewhere = key in _table_at(other_shape, steps).__struct_fields__
-    except KeyError:
-        elsewhere = False
-    if elsewhere:
+    modes_here = _modes_with(shape, document, steps, key)
+    modes_there = _modes_with(other_shape, document, steps, key)
+    if mode in modes_there and not modes_here:
         return f"a key that a {role} has", f"one that only a {other_role} has"
+    if other_modes := modes_here or modes_there:
+        return f'a key of mode "{mode}"', f'one of mode "{other_modes[0]}"'
     close = difflib.get_close_matches(key, table.__struct_fields__, n=1)
     return f'a known key, such as "{close[0]}"' if close else "a known key", "an unknown one"
 
 
-def _annotation_at(shape: type[File], steps: Sequence[Step]) -> Any:
+def _modes_with(shape: type[File], document: Document, steps: Sequence[Step], key: str) -> list[Any]:
+    """The modes (None: a table without) whose tables at `steps` have that key."""
+    try:
+        tables = _tables_in(_annotation_at(shape, document, steps))
+    except KeyError:
+        return []
+    return [table.__struct_config__.tag for table in tables if key in table.__struct_fields__]
+
+
+def _annotation_at(shape: type[File], document: Document, steps: Sequence[Step]) -> Any:
     """The schema's annotation of the value at `steps`; KeyError if there is none."""
     annotation: Any = shape
+    value: Any = document
     for step in steps:
-        plain = _without_none(annotation)
-        inner = get_args(plain)[0] if get_origin(plain) is not None and hasattr(plain, "__metadata__") else plain
-        annotation = get_args(inner)[0] if isinstance(step, int) else get_type_hints(inner, include_extras=True)[step]
-    return _without_none(annotation)
+        if isinstance(step, int):
+            annotation, value = get_args(_bare(annotation))[0], value[step]
+            continue
+        if step == _tables_in(annotation)[0].__struct_config__.tag_field:
+            return Mode
+        annotation = _without_none(get_type_hints(_choose(annotation, value), include_extras=True)[step])
+        value = value.get(step)
+    return annotation
 
 
 def _without_none(annotation: Any) -> Any:
@@ -163,14 +170,26 @@ def _without_none(annotation: Any) -> Any:
     return choices[0] if type(None) in get_args(annotation) else annotation
 
 
-def _table_at(shape: type[File], steps: Sequence[Step]) -> type[Table]:
-    annotation = _annotation_at(shape, steps)
-    table: type[Table] = get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
-    return table
+def _bare(annotation: Any) -> Any:
+    """An annotation without what `Annotated` adds."""
+    return get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
 
 
-def _expected(shape: type[File], steps: Sequence[Step]) -> str:
-    annotation = _annotation_at(shape, steps)
+def _tables_in(annotation: Any) -> Sequence[type[Table]]:
+    """The table, or those of the several modes."""
+    bare = _bare(annotation)
+    return get_args(bare) or (bare,)
+
+
+def _choose(annotation: Any, value: Any) -> type[Table]:
+    """The table, or the one of the mode that `value` names."""
+    tables = _tables_in(annotation)
+    config = tables[0].__struct_config__
+    return tables[0] if len(tables) == 1 else {t.__struct_config__.tag: t for t in tables}[value[config.tag_field]]
+
+
+def _expected(shape: type[File], document: Document, steps: Sequence[Step]) -> str:
+    annotation = _annotation_at(shape, document, steps)
     if hasattr(annotation, "__metadata__"):
         return str(annotation.__metadata__[0].description)
     return str(getattr(annotation, "expected", "a table"))

@@ -1,15 +1,30 @@
 """Settings -> the TOML document that says the same with every default filled in and every key hidden."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import toml
 
-from forwarder.config import SETTING_NAMES
-from forwarder.units import format_size, format_time
-from workers.settings import Address, Key, Settings, StripeClientTunnel, StripeServerTunnel
+from forwarder.tunnels import SETTING_NAMES
+from forwarder.units import format_ports, format_size, format_time
+from workers.settings import (
+    Key,
+    Settings,
+    SprayClientTunnel,
+    SprayServerTunnel,
+    StripeClientTunnel,
+    StripeServerTunnel,
+    Tunnel,
+)
 
 HIDDEN = "hidden"
+
+_TOLD = frozenset(
+    {"name", "index", "ports", "remote_end", "more_ends", "hosts", "sources"}
+    | {"local", "listen", "target", "somaxconn", "auto"}
+)
+"""Fields that have keys of another shape; `_tunnel_table` writes them."""
 
 _FILE_KEYS = {setting: key for key, setting in SETTING_NAMES.items()}
 
@@ -26,7 +41,7 @@ def effective_toml(settings: Settings) -> str:
     sections.append(("log", _keys_of(settings.log, *settings.log.__struct_fields__)))
     if settings.role == "server":
         sections += [("client", [_key_table(key)]) for key in settings.keys]
-    sections += [("tunnel", [_tunnel_table(each)]) for each in settings.client_tunnels or settings.server_tunnels]
+    sections += [("tunnel", [_tunnel_table(each)]) for each in settings.tunnels]
     return "\n".join(
         toml.dumps(part).strip() + "\n" for part in (general, *({name: table} for name, table in sections))
     )
@@ -37,24 +52,35 @@ def _key_table(key: Key) -> dict[str, Any]:
     return table if key.tunnels is None else table | {"tunnels": sorted(key.tunnels)}
 
 
-def _tunnel_table(tunnel: StripeClientTunnel | StripeServerTunnel) -> dict[str, Any]:
-    table: dict[str, Any] = {"name": tunnel.name, "mode": "stripe"}
-    if isinstance(tunnel, StripeClientTunnel):
-        table |= _client_keys(tunnel)
-    else:
-        listen = str(Address(tunnel.listen.host, 0)).removesuffix(":0")
-        table |= {"listen": listen, "host_port": tunnel.listen.port, "remote": str(tunnel.target)}
-    told = {"name", "index", "remote_end", "more_ends", "local", "somaxconn", "auto", "sources", "listen", "target"}
-    return table | _keys_of(tunnel, *(field for field in tunnel.__struct_fields__ if field not in told))
+def _tunnel_table(tunnel: Tunnel) -> dict[str, Any]:
+    """First what stands at the start of every such table, then the rest in the settings' order."""
+    table: dict[str, Any] = {"name": tunnel.name, "mode": tunnel.mode}
+    match tunnel:
+        case StripeClientTunnel():
+            stripes = "auto" if tunnel.auto else tunnel.somaxconn
+            hosts = [end.host for end in tunnel.remote_ends]
+            table |= {"host": _one_or_several(hosts), "host_port": tunnel.remote_end.port}
+            table |= {"local": str(tunnel.local), "somaxconn": stripes}
+        case StripeServerTunnel():
+            table |= {"listen": _bracketed(tunnel.listen.host), "host_port": tunnel.listen.port}
+            table |= {"remote": str(tunnel.target)}
+        case SprayClientTunnel():
+            table |= {"host": _one_or_several(tunnel.hosts), "ports": format_ports(tunnel.ports)}
+            table |= {"ludp": str(tunnel.local)}
+        case SprayServerTunnel():
+            table |= {"listen": _bracketed(tunnel.listen), "ports": format_ports(tunnel.ports)}
+            table |= {"taddr": str(tunnel.target)}
+    if isinstance(tunnel, StripeClientTunnel | SprayClientTunnel) and tunnel.sources:
+        table["source"] = _one_or_several(tunnel.sources)
+    return table | _keys_of(tunnel, *(field for field in tunnel.__struct_fields__ if field not in _TOLD))
 
 
-def _client_keys(tunnel: StripeClientTunnel) -> dict[str, Any]:
-    hosts = [end.host for end in tunnel.remote_ends]
-    table: dict[str, Any] = {"host": hosts if len(hosts) > 1 else hosts[0], "host_port": tunnel.remote_end.port}
-    table |= {"local": str(tunnel.local), "somaxconn": "auto" if tunnel.auto else tunnel.somaxconn}
-    if tunnel.sources:
-        table["source"] = list(tunnel.sources) if len(tunnel.sources) > 1 else tunnel.sources[0]
-    return table
+def _one_or_several(values: Sequence[str]) -> str | list[str]:
+    return list(values) if len(values) > 1 else values[0]
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _keys_of(settings: msgspec.Struct, *fields: str) -> dict[str, Any]:
@@ -66,4 +92,4 @@ def _keys_of(settings: msgspec.Struct, *fields: str) -> dict[str, Any]:
 def _notation(field: str, value: Any) -> Any:
     if field.endswith("_bytes"):
         return format_size(value)
-    return format_time(value) if field.endswith("_timeout_s") or field == "rotate_after_s" else value
+    return format_time(value) if field.endswith("_s") and not field.endswith("_per_s") else value

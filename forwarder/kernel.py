@@ -4,8 +4,8 @@ import errno
 import socket
 from pathlib import Path
 
-from forwarder.config import key_of_tunnel
 from forwarder.errors import ConfigError
+from forwarder.tunnels import key_of_tunnel
 from workers.settings import Settings
 
 AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")

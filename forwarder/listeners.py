@@ -1,17 +1,36 @@
-"""The listening TCP sockets of all tunnels, opened once by the supervisor and inherited by every worker.
+"""The sockets that outlive a worker: opened once by the supervisor, inherited by every worker, and by its replacement.
 
-No SO_REUSEPORT: a worker that dies leaves its pending connections to the others.
+Tunnel index -> sockets. What stands where, by the tunnel's mode and role:
+
+- stripe: listening TCP sockets, one for each address of `local` or `listen`. All workers share them, without
+  SO_REUSEPORT: a worker that dies leaves its pending connections to the others.
+- spray, client: UDP sockets on `local`, one group for each of its addresses with one socket for each worker, in the
+  order of the slots. SO_REUSEPORT spreads applications over them by their addresses. A worker gets its own alone
+  (`share_of`), which is the first of its list; what waits in it when the worker dies, its successor reads.
+- spray, server: for each carrier, in the order of `carriers`, its sockets, one for each address of `listen`: a UDP
+  socket, or a listening TCP socket for fake TCP. Every worker has all of them, and reads those that it owns.
 """
 
+import contextlib
 import errno
 import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 from forwarder.errors import BootError
-from workers.settings import Address, Settings
+from workers.settings import (
+    Address,
+    Kind,
+    Settings,
+    SprayClientTunnel,
+    SprayServerTunnel,
+    StripeClientTunnel,
+    Tunnel,
+)
 
 BACKLOG = 4096
 NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOPROTOOPT)
@@ -19,20 +38,54 @@ NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOPROTOOPT)
 # worker that dies between accept and its first call on the socket.
 LINGER_RESET = struct.pack("ii", 1, 0)
 RETRY_S = 0.05
+DATAGRAM_BUFFER_BYTES = 4 << 20
+"""A default buffer holds 99 datagrams of 1300 bytes; this one as many as arrive while a worker is busy for 10 ms."""
+UDP_GRO = 104  # linux/udp.h
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h; above net.core.*mem_max, with CAP_NET_ADMIN
+PRIVILEGED_PORTS = 1024
 
 Listeners = dict[int, list[socket.socket]]
+Opener = Callable[[int, tuple[object, ...]], list[socket.socket]]
+"""Address family and socket address -> sockets. Raises OSError, and then leaves none open."""
+
+
+class End(NamedTuple):
+    """One address of a host; `rest` is what follows the port in its socket address."""
+
+    family: int
+    host: str
+    rest: tuple[object, ...] = ()
+
+
+# All addresses of both families, or of IPv4 where IPv6 is off: the first of them that there is.
+WILDCARD = (End(socket.AF_INET6, "::"), End(socket.AF_INET, "0.0.0.0"))
+
+
+class Wanted(NamedTuple):
+    """A port of a tunnel, and what to open there."""
+
+    address: Address
+    kind: Kind | None
+    open: Opener
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.kind}" if self.kind else str(self.address)
 
 
 def open_listeners(settings: Settings, patience_s: float = 0.0) -> Listeners:
-    """Tunnel index -> its listening sockets, non-blocking. Raises BootError, and then leaves none open.
+    """Opens them all, non-blocking. Raises BootError, and then leaves none open.
 
     patience_s: how long to wait for a taken port, for a predecessor that was killed and is just being cleared away.
     """
     opened: Listeners = {}
     deadline = time.monotonic() + patience_s
     try:
-        for index, name, address, applications in _wanted(settings):
-            opened[index] = _open_patiently(name, address, applications, deadline)
+        for tunnel in settings.tunnels:
+            sockets = opened[tunnel.index] = []
+            ends: tuple[End, ...] = ()
+            for wanted in _wanted(tunnel, settings.workers):
+                ends = ends or _look_up(tunnel.name, wanted)
+                sockets += _open_patiently(tunnel.name, wanted, ends, deadline)
     except BootError:
         close_listeners(opened)
         raise
@@ -46,65 +99,95 @@ def close_listeners(listeners: Listeners) -> None:
     listeners.clear()
 
 
-def _wanted(settings: Settings) -> Iterator[tuple[int, str, Address, bool]]:
-    for client in settings.client_tunnels:
-        yield client.index, client.name, client.local, True
-    for server in settings.server_tunnels:
-        yield server.index, server.name, server.listen, False
+def share_of(listeners: Listeners, settings: Settings, slot: int) -> Listeners:
+    """What the worker of that slot gets."""
+    own = {tunnel.index for tunnel in settings.spray_client_tunnels}
+    return {
+        index: sockets[slot :: settings.workers] if index in own else sockets for index, sockets in listeners.items()
+    }
 
 
-def _open_patiently(name: str, address: Address, applications: bool, deadline: float) -> list[socket.socket]:
+def close_others(listeners: Listeners, settings: Settings, slot: int) -> None:
+    """Closes what is another worker's alone; called in the child."""
+    for index, kept in share_of(listeners, settings, slot).items():
+        for sock in set(listeners[index]).difference(kept):
+            sock.close()
+
+
+def _wanted(tunnel: Tunnel, workers: int) -> Iterator[Wanted]:
+    match tunnel:
+        case SprayClientTunnel():
+            yield Wanted(tunnel.local, "udp", partial(_open_group, workers))
+        case SprayServerTunnel():
+            for kind, port in tunnel.carriers:
+                yield Wanted(Address(tunnel.listen, port), kind, _open_udp if kind == "udp" else _open_fake_tcp)
+        case StripeClientTunnel():
+            yield Wanted(tunnel.local, None, partial(_open_stream, True))
+        case _:
+            yield Wanted(tunnel.listen, None, partial(_open_stream, False))
+
+
+def _look_up(name: str, wanted: Wanted) -> tuple[End, ...]:
+    """The addresses of a host. Raises BootError."""
+    host = wanted.address.host
+    if host == "::":
+        return WILDCARD
+    try:
+        infos = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise BootError(69, f"tunnel {name!r}: cannot listen on {wanted}: {error.strerror}") from None
+    return tuple(dict.fromkeys(End(family, str(where[0]), where[2:]) for family, _, _, _, where in infos))
+
+
+def _open_patiently(name: str, wanted: Wanted, ends: tuple[End, ...], deadline: float) -> list[socket.socket]:
     while True:
         try:
-            return _open_address(address, applications)
-        except socket.gaierror as error:
-            raise BootError(69, f"tunnel {name!r}: cannot listen on {address}: {error.strerror}") from None
+            return _open_all(ends, wanted)
         except OSError as error:
             if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
                 time.sleep(RETRY_S)
                 continue
             code = 77 if isinstance(error, PermissionError) else 69
-            reason = os.strerror(error.errno or 0).lower()
-            raise BootError(code, f"tunnel {name!r}: cannot listen on {address}: {reason}") from None
+            raise BootError(code, f"tunnel {name!r}: cannot listen on {wanted}: {_reason(error, wanted)}") from None
 
 
-def _open_address(address: Address, applications: bool) -> list[socket.socket]:
+def _reason(error: OSError, wanted: Wanted) -> str:
+    reason = os.strerror(error.errno or 0).lower()
+    if error.errno == errno.EACCES and wanted.address.port < PRIVILEGED_PORTS:
+        return f"{reason} (a port below {PRIVILEGED_PORTS} needs root or the capability CAP_NET_BIND_SERVICE)"
+    return reason
+
+
+def _open_all(ends: tuple[End, ...], wanted: Wanted) -> list[socket.socket]:
     """A name may mean several addresses: all of a family that this host has. Raises OSError."""
-    if address.host == "::":
-        return [_open_wildcard(address.port, applications)]
-    infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     opened: list[socket.socket] = []
     missing: OSError | None = None
-    for family, _, _, _, where in dict.fromkeys(infos):
+    for end in ends:
         try:
-            opened.append(_listen(family, where, applications))
+            opened += wanted.open(end.family, (end.host, wanted.address.port, *end.rest))
         except OSError as error:
             if error.errno not in NO_FAMILY:
                 for sock in opened:
                     sock.close()
                 raise
             missing = error
+        else:
+            if ends is WILDCARD:
+                break
     if not opened:
         raise missing or OSError(errno.EADDRNOTAVAIL, "no address")
     return opened
 
 
-def _open_wildcard(port: int, applications: bool) -> socket.socket:
-    """All addresses of both families, or of IPv4 where IPv6 is off."""
-    try:
-        return _listen(socket.AF_INET6, ("::", port), applications)
-    except OSError as error:
-        if error.errno not in NO_FAMILY:
-            raise
-    return _listen(socket.AF_INET, ("0.0.0.0", port), applications)
+def _open_stream(applications: bool, family: int, where: tuple[object, ...]) -> list[socket.socket]:
+    return [_listen(family, where, applications)]
 
 
 def _listen(family: int, where: tuple[object, ...], applications: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and where[0] == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        _take_both_families(sock, where)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by accepted sockets
         if applications:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
@@ -114,3 +197,53 @@ def _listen(family: int, where: tuple[object, ...], applications: bool) -> socke
         sock.close()
         raise
     return sock
+
+
+def _open_udp(family: int, where: tuple[object, ...]) -> list[socket.socket]:
+    return [_bind_udp(family, where)]
+
+
+def _open_group(workers: int, family: int, where: tuple[object, ...]) -> list[socket.socket]:
+    """One socket for each worker, and no socket of another process among them: the first one is bound alone."""
+    group = [_bind_udp(family, where)]
+    try:
+        group[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        where = group[0].getsockname()
+        group += (_bind_udp(family, where, shared=True) for _ in range(workers - 1))
+    except OSError:
+        for sock in group:
+            sock.close()
+        raise
+    return group
+
+
+def _bind_udp(family: int, where: tuple[object, ...], shared: bool = False) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        _take_both_families(sock, where)
+        for option, beyond in ((socket.SO_RCVBUF, SO_RCVBUFFORCE), (socket.SO_SNDBUF, SO_SNDBUFFORCE)):
+            sock.setsockopt(socket.SOL_SOCKET, option, DATAGRAM_BUFFER_BYTES)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, beyond, DATAGRAM_BUFFER_BYTES)
+        with contextlib.suppress(OSError):  # Linux 5.0; without it datagrams come one by one
+            sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(where)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _open_fake_tcp(family: int, where: tuple[object, ...]) -> list[socket.socket]:
+    # Only a configuration that has fake TCP loads what it takes.
+    from workers.io.fake_handshake import open_listener  # noqa: PLC0415
+
+    return [open_listener(socket.AddressFamily(family), str(where[0]), int(str(where[1])))]
+
+
+def _take_both_families(sock: socket.socket, where: tuple[object, ...]) -> None:
+    """For the wildcard of IPv6: IPv4 as well, whatever the system's default."""
+    if sock.family == socket.AF_INET6 and where[0] == "::":
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -55,15 +55,17 @@ _SESSION_COLUMNS = (
     Column("twice", 90),
     Column("resumes", 90),
 )
+_PORTS_COLUMN = Column("ports up", 100, "left")
 _WORKER_COLUMNS = (
     Column("worker", justify="left"),
     Column("state", 0, "left"),
     Column("pid"),
-    Column("streams"),
     Column("carriers", 50),
     Column("restarts", 60),
     Column("memory", 80),
 )
+_FLOW_COLUMNS = {"stripe": (Column("streams"),), "spray": (Column("conversations"),)}
+_ALL_FLOW_COLUMNS = (Column("streams"), Column("conversations", 90))
 
 
 class InstanceStatus(msgspec.Struct):
@@ -83,13 +85,15 @@ def print_status(answer: dict[str, Any], console: Console | None = None) -> None
     console = console or _console()
     console.print(f"forwarder {status.version} {status.role}, pid {status.pid}, up {duration(status.uptime_s)}")
     sessions = [(tunnel.name, session) for tunnel in status.tunnels for session in tunnel.sessions]
+    modes = {tunnel.mode for tunnel in status.tunnels}
     console.print()
     console.print(_table(console.width, _TUNNEL_COLUMNS, map(_tunnel_row, status.tunnels)))
     if sessions:
+        columns = (*_SESSION_COLUMNS, _PORTS_COLUMN) if "spray" in modes else _SESSION_COLUMNS
         console.print()
-        console.print(_table(console.width, _SESSION_COLUMNS, (_session_row(*each) for each in sessions)))
+        console.print(_table(console.width, columns, (_session_row(*each) for each in sessions)))
     console.print()
-    console.print(_table(console.width, _WORKER_COLUMNS, map(_worker_row, status.workers)))
+    console.print(_worker_table(console.width, status.workers, modes))
 
 
 def _console() -> Console:
@@ -119,13 +123,29 @@ def _tunnel_row(tunnel: TunnelStatus) -> tuple[str | Text, ...]:
 def _session_row(tunnel: str, session: SessionStatus) -> tuple[str, ...]:
     carriers = f"{session.carriers_up}/{session.carriers_wanted}"
     amounts = (amount(session.reinjected_bytes), amount(session.duplicate_bytes))
-    return (tunnel, session.key_id, session.peer, carriers, _rtt(session), *amounts, str(session.resumes))
+    identity = (tunnel, session.key_id, session.peer)
+    return (*identity, carriers, _rtt(session), *amounts, str(session.resumes), _ports_up(session))
 
 
-def _worker_row(worker: WorkerStatus) -> tuple[str | Text, ...]:
-    numbers = map(str, (worker.pid, worker.streams, worker.carriers, worker.restarts))
+def _ports_up(session: SessionStatus) -> str:
+    """The ports that are up, by kind: `7 tcp, 6 udp`."""
+    up = [carrier.kind for carrier in session.carriers if carrier.state == "up"]
+    return ", ".join(f"{up.count(kind)} {kind}" for kind in ("tcp", "udp") if kind in up) or "-"
+
+
+def _worker_table(width: int, workers: Sequence[WorkerStatus], modes: Collection[str]) -> Table:
+    """Flows of a mode that no tunnel has get no column."""
+    only = next(iter(modes)) if len(modes) == 1 else ""
+    flow_columns = _FLOW_COLUMNS.get(only, _ALL_FLOW_COLUMNS)
+    columns = (*_WORKER_COLUMNS[:3], *flow_columns, *_WORKER_COLUMNS[3:])
+    return _table(width, columns, (_worker_row(worker, flow_columns) for worker in workers))
+
+
+def _worker_row(worker: WorkerStatus, flow_columns: Sequence[Column]) -> tuple[str | Text, ...]:
+    flows = (str(getattr(worker, column.heading)) for column in flow_columns)
+    counts = (str(worker.carriers), str(worker.restarts))
     memory = f"{amount(worker.arena_used_bytes)} of {amount(worker.arena_bytes)}"
-    return (str(worker.id), _state(worker.state), *numbers, memory)
+    return (str(worker.id), _state(worker.state), str(worker.pid), *flows, *counts, memory)
 
 
 def _state(word: str) -> Text:

@@ -1,195 +1,32 @@
 """The shape of a configuration file: its tables and keys, and for every key the words that say what it may hold.
 
 A key's `Meta.description` (or its class's `expected`) completes the sentence "expected ..., found ...". Defaults that
-workers need live in `workers.settings`; None here means that the key is absent.
+workers need live in `workers.settings`; None here means that the key is absent. A `[[tunnel]]` is told by its `mode`,
+which is no field of its table but the table's tag.
 """
 
 import math
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from forwarder.units import (
-    address_family,
-    format_size,
-    format_time,
-    parse_endpoint,
-    parse_host,
-    parse_size,
-    parse_time,
+from forwarder.units import address_family
+from forwarder.values import (
+    Duration,
+    Endpoint,
+    FrameSize,
+    Grace,
+    Host,
+    Hosts,
+    Interval,
+    Mistake,
+    Ports,
+    SourceAddresses,
+    Stripes,
+    Timeout,
+    WindowSize,
 )
-
-
-class Mistake(ValueError):
-    """A mistake that concerns a table as a whole; `key` is the key in that table which it is reported at."""
-
-    def __init__(self, key: str, expected: str, found: str) -> None:
-        super().__init__(key, expected, found)
-        self.key, self.expected, self.found = key, expected, found
-
-
-class Text(str):
-    """A string with a notation of its own."""
-
-    expected: ClassVar[str]
-
-    @classmethod
-    def parse(cls, raw: object) -> Self:
-        """The value as it will be used; ValueError if it is not one."""
-        if not isinstance(raw, str):
-            raise ValueError("not a string")
-        return cls(cls.normal(raw))
-
-    @staticmethod
-    def normal(raw: str) -> str:
-        """The notation's usual form."""
-        raise NotImplementedError
-
-
-class Host(Text):
-    """A host name or an address, without brackets."""
-
-    expected = "a host name, an IPv4 or an IPv6 address"
-
-    @staticmethod
-    def normal(raw: str) -> str:
-        """The name or the address in its usual form."""
-        return parse_host(raw)
-
-
-class SourceAddress(Text):
-    """An address of this host."""
-
-    expected = "an IPv4 or IPv6 address of this host"
-
-    @staticmethod
-    def normal(raw: str) -> str:
-        """The address in its usual form."""
-        if not address_family(raw):
-            raise ValueError("not an address")
-        return parse_host(raw)
-
-
-class Several(tuple[Text, ...]):
-    """One value, or an array of different ones."""
-
-    kind: ClassVar[type[Text]]
-    expected: ClassVar[str]
-
-    def __init_subclass__(cls) -> None:
-        cls.expected = f"{cls.kind.expected}, or an array of such"
-
-    @classmethod
-    def parse(cls, raw: object) -> Self:
-        """The values as they will be used; ValueError if one is none, or there twice."""
-        values = cls(cls.kind.parse(each) for each in (raw if isinstance(raw, list) else [raw]))
-        if not values or len(set(values)) < len(values):
-            raise ValueError("nothing, or twice the same")
-        return values
-
-
-class Hosts(Several):
-    """The server's addresses."""
-
-    kind = Host
-
-
-class SourceAddresses(Several):
-    """Addresses of this host."""
-
-    kind = SourceAddress
-
-
-class Stripes(int):
-    """How many stripes; AUTO: as many as make the tunnel faster."""
-
-    AUTO: ClassVar[int] = 0
-    MAX: ClassVar[int] = 4096
-    expected: ClassVar[str] = f'a number from 1 to {MAX}, or "auto"'
-
-    @classmethod
-    def parse(cls, raw: object) -> Self:
-        """The number; ValueError if it is not one or out of range."""
-        if raw == "auto":
-            return cls(cls.AUTO)
-        if isinstance(raw, bool) or not isinstance(raw, int) or not 1 <= raw <= cls.MAX:
-            raise ValueError("not a number of stripes")
-        return cls(raw)
-
-
-class Endpoint(Text):
-    """A host and a port; always reads back through `parse_endpoint`."""
-
-    expected = 'a host and a port, such as "127.0.0.1:8080", "[::]:8080" or "name:8080"'
-
-    @staticmethod
-    def normal(raw: str) -> str:
-        """The notation as it stands, once it is known to be one."""
-        parse_endpoint(raw)
-        return raw
-
-
-class Size(int):
-    """Bytes, within `low` and `high`."""
-
-    low: ClassVar[int]
-    high: ClassVar[int]
-    expected: ClassVar[str]
-
-    def __init_subclass__(cls) -> None:
-        cls.expected = f'a size from "{format_size(cls.low)}" to "{format_size(cls.high)}"'
-
-    @classmethod
-    def parse(cls, raw: object) -> Self:
-        """Bytes of a notation; ValueError if it is not one or out of range."""
-        size_bytes = parse_size(raw)
-        if not cls.low <= size_bytes <= cls.high:
-            raise ValueError("out of range")
-        return cls(size_bytes)
-
-
-class WindowSize(Size):
-    """A stream's largest window. Credit starts at 16 KiB, so less makes no sense."""
-
-    low, high = 16 << 10, 1 << 30
-
-
-class FrameSize(Size):
-    """A frame's largest payload."""
-
-    low, high = 4 << 10, 256 << 10
-
-
-class Time(float):
-    """Seconds, within `low` and `high`."""
-
-    low: ClassVar[float] = 0.001
-    high: ClassVar[float] = 7 * 86400.0
-    expected: ClassVar[str]
-
-    def __init_subclass__(cls) -> None:
-        cls.expected = (
-            f'a time from "{format_time(cls.low)}" to "{format_time(cls.high)}", such as "250ms", "10s" or "5m"'
-        )
-
-    @classmethod
-    def parse(cls, raw: object) -> Self:
-        """Seconds of a notation; ValueError if it is not one or out of range."""
-        time_s = parse_time(raw)
-        if not cls.low <= time_s <= cls.high:
-            raise ValueError("out of range")
-        return cls(time_s)
-
-
-class Timeout(Time):
-    """A time that has to pass."""
-
-
-class Grace(Time):
-    """A time that may be none at all."""
-
-    low = 0.0
-
 
 Name = Annotated[
     str,
@@ -206,7 +43,18 @@ Count = Annotated[int, Meta(ge=1, le=1 << 20, description="a number from 1 to 10
 Congestion = Annotated[
     str, Meta(pattern=r"\A[a-z0-9_-]{1,15}\Z", description='the name of a congestion control, such as "bbr" or "cubic"')
 ]
-Mode = Annotated[Literal["stripe"], Meta(description='"stripe"')]
+Mode = Annotated[Literal["stripe", "spray"], Meta(description='"stripe" or "spray"')]
+PortType = Annotated[Literal["tcp", "udp", "all"], Meta(description='"tcp", "udp" or "all"')]
+Backend = Annotated[Literal["packet", "pcap"], Meta(description='"packet" or "pcap"')]
+Device = Annotated[
+    str,
+    Meta(
+        pattern=r"\A(?!\.{1,2}\Z)[!-.0-9;-~]{1,15}\Z",
+        description="the name of a network device: 1 to 15 characters, without spaces, slashes and colons",
+    ),
+]
+Copies = Annotated[int, Meta(ge=1, le=2, description="1 or 2")]
+Mtu = Annotated[int, Meta(ge=576, le=65535, description="the bytes of a packet, from 576 to 65535")]
 Suite = Annotated[Literal["aes256gcm", "chacha20poly1305"], Meta(description='"aes256gcm" or "chacha20poly1305"')]
 Role = Annotated[Literal["client", "server"], Meta(description='"client" or "server"')]
 Flag = Annotated[bool, Meta(description="true or false")]
@@ -270,11 +118,10 @@ class Log(Table, frozen=True, kw_only=True):
     file: Path | None = None
 
 
-class Tunnel(Table, frozen=True, kw_only=True):
+class StripeTable(Table, frozen=True, kw_only=True, tag_field="mode", tag="stripe"):
     """What both ends of a stripe tunnel may say."""
 
     name: Name
-    mode: Mode
     host_port: Port
     window_max: WindowSize | None = None
     frame_max: FrameSize | None = None
@@ -283,8 +130,8 @@ class Tunnel(Table, frozen=True, kw_only=True):
     congestion: Congestion | None = None
 
 
-class ClientTunnel(Tunnel, frozen=True, kw_only=True):
-    """`[[tunnel]]` at a client."""
+class StripeClientTable(StripeTable, frozen=True, kw_only=True):
+    """`[[tunnel]]` of mode stripe at a client."""
 
     host: Hosts
     local_port: Port | None = None
@@ -297,16 +144,11 @@ class ClientTunnel(Tunnel, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self.only_one_of("local_port", "local")
-        sources = self.source or ()
-        for number in range(math.lcm(len(self.host), len(sources) or 1)):
-            family = address_family(self.host[number % len(self.host)])
-            source = sources[number % len(sources)] if sources else None
-            if family and source is not None and address_family(source) != family:
-                raise Mistake("source", f"an IPv{family} address, as host is one", f'"{source}"')
+        check_sources(self.host, self.source or ())
 
 
-class ServerTunnel(Tunnel, frozen=True, kw_only=True):
-    """`[[tunnel]]` at a server."""
+class StripeServerTable(StripeTable, frozen=True, kw_only=True):
+    """`[[tunnel]]` of mode stripe at a server."""
 
     listen: Host | None = None
     remote_port: Port | None = None
@@ -317,6 +159,55 @@ class ServerTunnel(Tunnel, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self.only_one_of("remote_port", "remote")
+
+
+class SprayTable(Table, frozen=True, kw_only=True, tag_field="mode", tag="spray"):
+    """What both ends of a spray tunnel may say."""
+
+    name: Name
+    ports: Ports
+    type: PortType | None = None
+    dev: Device | None = None
+    backend: Backend | None = None
+    duration: Duration | None = None
+    keepalive: Interval | None = None
+    copies: Copies | None = None
+    mtu: Mtu | None = None
+
+
+class SprayClientTable(SprayTable, frozen=True, kw_only=True):
+    """`[[tunnel]]` of mode spray at a client."""
+
+    host: Hosts
+    ludp: Endpoint
+    source: SourceAddresses | None = None
+    dial_rate: DialRate | None = None
+    rotate_after: Timeout | None = None
+
+    def __post_init__(self) -> None:
+        check_sources(self.host, self.source or ())
+
+
+class SprayServerTable(SprayTable, frozen=True, kw_only=True):
+    """`[[tunnel]]` of mode spray at a server."""
+
+    listen: Host | None = None
+    taddr: Endpoint
+    max_sessions: Count | None = None
+    max_conversations: Count | None = None
+
+
+ClientTunnel = StripeClientTable | SprayClientTable
+ServerTunnel = StripeServerTable | SprayServerTable
+
+
+def check_sources(hosts: Sequence[str], sources: Sequence[str]) -> None:
+    """Both are gone through in turn: Mistake if an address would have to be reached from one of the other family."""
+    for number in range(math.lcm(len(hosts), len(sources)) if sources else 0):
+        family = address_family(hosts[number % len(hosts)])
+        source = sources[number % len(sources)]
+        if family and address_family(source) != family:
+            raise Mistake("source", f"an IPv{family} address, as host is one", f'"{source}"')
 
 
 class File(Table, frozen=True, kw_only=True):

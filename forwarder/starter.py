@@ -1,6 +1,7 @@
 """`forwarder init`: a starter configuration, valid as it stands, that shows every key.
 
-Prose in it is `# text`; a key that is not set is `#key = value`, with its default unless the prose says otherwise.
+Prose in it is `# text`; a key that is not set is `#key = value`, with its default unless the prose says otherwise. The
+tunnel of mode "spray" is not set as a whole.
 conf/ holds the same text.
 """
 
@@ -67,7 +68,64 @@ _BOTH_ENDS = """
 #congestion = "bbr"
 """
 
-_CLIENT = """# forwarder, client: makes TCP ports of a server's network appear here.
+_SPRAY_BOTH_ENDS = """
+# The network device for fake TCP. No default: that of the route to the {other_end}.
+#dev = "eth0"
+# How fake TCP is sent and captured: "packet"; "pcap" is not served by this version.
+#backend = "packet"
+# A conversation (a sender's address and port) is over after so long without a datagram either way; "1s" or more.
+#duration = "60s"
+# How often an idle port is probed; "100ms" or more.
+#keepalive = "10s"
+# On how many ports each datagram travels: 1, or 2 where many are lost.
+#copies = 1
+# The largest packet, 576 to 65535 bytes with all headers. No default: what the path turns out to carry.
+#mtu = 1400
+"""
+
+_SPRAY_CLIENT = """
+# Or of mode "spray": datagrams (UDP), spread over many ports of the server.
+#[[tunnel]]
+# The name that the tunnel has at the server too.
+#name = "kcp"
+#mode = "spray"
+# The server, as above.
+#host = "server.example.net"
+# Ports of the server, at most 4096: numbers and ranges. It has to listen on all of them.
+#ports = "80,443,10000-10005"
+# What a port looks like: "tcp" is fake TCP (needs root or CAP_NET_RAW), "udp" is UDP, "all" is both of each.
+#type = "tcp"
+# Applications send their datagrams here.
+#ludp = "127.0.0.1:30000"
+{both_ends}# New ports a second, at most.
+#dial_rate = 100
+# Dial ports of this age anew. No default: never.
+#rotate_after = "1h"
+# The address to send from, or an array of addresses that get ports in turn. No default: the system's choice.
+#source = "192.0.2.10"
+"""
+
+_SPRAY_SERVER = """
+# Or of mode "spray": datagrams (UDP), spread over many ports.
+#[[tunnel]]
+# The name that the tunnel has at the clients too.
+#name = "kcp"
+#mode = "spray"
+# Ports arrive here: an address or a name; "[::]" is all addresses, IPv4 and IPv6.
+#listen = "[::]"
+# The ports, at most 4096: numbers and ranges.
+#ports = "80,443,10000-10005"
+# What a port looks like: "tcp" is fake TCP (needs root or CAP_NET_RAW), "udp" is UDP, "all" is both of each.
+#type = "tcp"
+# Where datagrams go.
+#taddr = "127.0.0.1:9999"
+{both_ends}# Sessions (running clients) of this tunnel, at most; 1 to 1048576.
+#max_sessions = 1024
+# Conversations through this tunnel, at most; 1 to 1048576.
+#max_conversations = 65536
+"""
+
+_CLIENT = """# forwarder, client: makes TCP and UDP ports of a server's network appear here.
 #
 #   forwarder check -c {role}.toml     what is in effect, or the first mistake
 #   forwarder start -c {role}.toml
@@ -107,7 +165,7 @@ somaxconn = 10
 #source = "192.0.2.10"
 """
 
-_SERVER = """# forwarder, server: lets clients with a key reach TCP ports of this network.
+_SERVER = """# forwarder, server: lets clients with a key reach TCP and UDP ports of this network.
 #
 #   forwarder check -c {role}.toml     what is in effect, or the first mistake
 #   forwarder start -c {role}.toml
@@ -159,7 +217,12 @@ def starter_text(role: Role, key_id: str = KEY_ID) -> str:
     sections = _SECTIONS.format(role=role, metrics_port=9464 if client else 9465)
     both_ends = _BOTH_ENDS.format(connect_to="the server" if client else "the target")
     text = _CLIENT if client else _SERVER
-    return text.format(role=role, key_id=key_id, general=_GENERAL, sections=sections, both_ends=both_ends.lstrip("\n"))
+    stripe = text.format(
+        role=role, key_id=key_id, general=_GENERAL, sections=sections, both_ends=both_ends.lstrip("\n")
+    )
+    spray_both_ends = _SPRAY_BOTH_ENDS.format(other_end="server" if client else "client")
+    spray = _SPRAY_CLIENT if client else _SPRAY_SERVER
+    return stripe + spray.format(both_ends=spray_both_ends.lstrip("\n"))
 
 
 def write_starter(role: Role, directory: Path) -> Written:

@@ -131,10 +131,7 @@ def read_report(fd: int) -> WorkerReport:
 
 def merge_tunnels(settings: Settings, reports: Sequence[WorkerReport], phase: str) -> list[dict[str, Any]]:
     """Every configured tunnel, in the file's order. phase: the instance's own state word."""
-    merged = {
-        tunnel.name: TunnelStatus(tunnel.name, "stripe", "", 0, 0, 0, 0, 0, [])
-        for tunnel in sorted((*settings.client_tunnels, *settings.server_tunnels), key=lambda tunnel: tunnel.index)
-    }
+    merged = {tunnel.name: TunnelStatus(tunnel.name, tunnel.mode, "", 0, 0, 0, 0, 0, []) for tunnel in settings.tunnels}
     for report in reports:
         for share in report.tunnels:
             whole = merged.setdefault(share.name, TunnelStatus(share.name, share.mode, "", 0, 0, 0, 0, 0, []))

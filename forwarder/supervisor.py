@@ -27,6 +27,7 @@ from forwarder.instance import PidFile, take_control_socket
 from forwarder.listeners import close_listeners, open_listeners
 from forwarder.logs import log
 from forwarder.privileges import descriptors_wanted, identity_wanted, raise_descriptor_limit
+from forwarder.raw import check_raw
 from forwarder.signals import SignalQueue
 from forwarder.slots import Slot, State, Worker, describe_exit
 from forwarder.status import StatusDesk
@@ -165,6 +166,7 @@ class Supervisor:
             self._pid_file.take()
         listener, stale = take_control_socket(self._control_path)
         self._control = ControlServer(self._control_path, listener, self._selector, self._on_command)
+        check_raw(self._settings)
         self._crew.listeners = open_listeners(self._settings, self._timing.predecessor_s if stale else 0.0)
         self._selector.register(self._signals, selectors.EVENT_READ, lambda _: self._on_signals())
         self._selector.register(

@@ -1,11 +1,14 @@
-"""The notations of a configuration file: sizes, times, hosts and endpoints. Every parser raises ValueError."""
+"""The notations of a configuration file: sizes, times, hosts, endpoints and lists of ports. Every parser raises
+ValueError."""
 
 import re
+from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address
 
 _SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)")
 _TIME = re.compile(r"([0-9]{1,12})(ms|s|m|h)")
 _PORT = re.compile(r"[0-9]{1,5}")
+_PORT_LIST = re.compile(r"([0-9]{1,5}(-[0-9]{1,5})?)(,[0-9]{1,5}(-[0-9]{1,5})?)*")
 _NAME = re.compile(
     r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*([A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)\.?"
 )
@@ -13,8 +16,15 @@ _NAME = re.compile(
 # An interface's name; `ip_address` takes anything for it, a zero byte too.
 _SCOPE = re.compile(r"[A-Za-z0-9._-]{1,15}")
 
+PORTS_MAX = 4096
+"""The most ports of one list."""
+
 _BYTES = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 _MILLISECONDS = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
+
+
+class PortMistake(ValueError):
+    """A list of ports in the right notation that breaks a rule; its text says by what."""
 
 
 def parse_size(value: object) -> int:
@@ -86,3 +96,34 @@ def address_family(host: str) -> int | None:
         return ip_address(host).version
     except ValueError:
         return None
+
+
+def parse_ports(text: str) -> tuple[int, ...]:
+    """`"80,443,10000-10005"` -> the ports, ascending. PortMistake for one that is there twice, a range that goes down,
+    a port out of range, and more than PORTS_MAX."""
+    if not _PORT_LIST.fullmatch(text):
+        raise ValueError("not a list of ports")
+    found: set[int] = set()
+    for item in text.split(","):
+        first, _, last = item.partition("-")
+        low, high = int(first), int(last or first)
+        if not 1 <= low <= high <= 65535:
+            raise PortMistake(f'"{item}"')
+        if high - low >= PORTS_MAX - len(found):
+            raise PortMistake(f"more than {PORTS_MAX}")
+        ports = range(low, high + 1)
+        if twice := found.intersection(ports):
+            raise PortMistake(f"{min(twice)} twice")
+        found.update(ports)
+    return tuple(sorted(found))
+
+
+def format_ports(ports: Sequence[int]) -> str:
+    """Ascending ports -> the shortest notation that `parse_ports` reads."""
+    runs: list[list[int]] = []
+    for port in ports:
+        if runs and port == runs[-1][1] + 1:
+            runs[-1][1] = port
+        else:
+            runs.append([port, port])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
