@@ -31,6 +31,24 @@ remote_port = 80
 
 EXAMPLES = {"client": CLIENT, "server": SERVER}
 
+SPRAY_CLIENT_TUNNEL = """[[tunnel]]
+name = "kcp"
+mode = "spray"
+host = "server.example.net"
+ports = "80,443,10000-10005"
+ludp = "127.0.0.1:30000"
+"""
+
+SPRAY_SERVER_TUNNEL = """[[tunnel]]
+name = "kcp"
+mode = "spray"
+ports = "80,443,10000-10005"
+taddr = "127.0.0.1:9999"
+"""
+
+SPRAY_TUNNELS = {"client": SPRAY_CLIENT_TUNNEL, "server": SPRAY_SERVER_TUNNEL}
+SPRAY_EXAMPLES = {role: text[: text.index("[[tunnel]]")] + SPRAY_TUNNELS[role] for role, text in EXAMPLES.items()}
+
 
 def second(role: str, name: str = "ssh", port: int = 9001, here: str = "local_port = 8081", **more: str) -> str:
     """One more tunnel for an example."""

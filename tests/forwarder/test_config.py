@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from forwarder import config
-from forwarder.config import AUTO_MAX, find_instance, load, overlap
+from forwarder.config import find_instance, load
 from forwarder.effective import effective_toml
 from forwarder.errors import ConfigError
+from forwarder.tunnels import AUTO_MAX, overlap
 from tests.forwarder.examples import CLIENT, EXAMPLES, KEY, KEY_TEXT, SERVER, second, write
 from workers.settings import Address, Key, LogSettings, Settings, StripeClientTunnel, StripeServerTunnel
 

@@ -14,7 +14,7 @@ from forwarder.crew import Crew
 from forwarder.slots import State, Worker, describe_exit
 from forwarder.supervisor import Timing
 from workers.boot import Drained, FromWorker, Quit, Ready, StatusReply
-from workers.settings import Settings
+from workers.settings import Address, Settings, SprayClientTunnel, StripeClientTunnel
 
 
 def never(*_: object) -> None:
@@ -35,6 +35,18 @@ def crew() -> Iterator[Crew]:
         ours.close()
         theirs.close()
     made.close()
+    selector.close()
+
+
+def test_every_tunnel_of_a_client_has_a_session_of_its_own() -> None:
+    here = Address("127.0.0.1", 1)
+    stripe = StripeClientTunnel(name="web", index=1, local=here, remote_end=here)
+    spray = SprayClientTunnel(name="kcp", index=0, ports=(80,), local=here, hosts=("server",))
+    settings = Settings(role="client", workers=1, keys=(), client_tunnels=(stripe,), spray_client_tunnels=(spray,))
+    selector = selectors.DefaultSelector()
+    crew = Crew(settings, selector, never, never)
+    assert crew._session_ids.keys() == {0, 1} and len(set(crew._session_ids.values())) == 2
+    crew.close()
     selector.close()
 
 

@@ -1,4 +1,4 @@
-"""Listening sockets: families, options, and addresses that cannot be had."""
+"""Listening and datagram sockets: families, options, whose they are, and addresses that cannot be had."""
 
 import errno
 import os
@@ -6,13 +6,28 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 
 from forwarder import listeners
 from forwarder.errors import BootError
-from forwarder.listeners import Listeners, close_listeners, open_listeners
-from workers.settings import Address, Settings, StripeClientTunnel, StripeServerTunnel
+from forwarder.listeners import (
+    DATAGRAM_BUFFER_BYTES,
+    Listeners,
+    close_listeners,
+    close_others,
+    open_listeners,
+    share_of,
+)
+from workers.settings import (
+    Address,
+    Settings,
+    SprayClientTunnel,
+    SprayServerTunnel,
+    StripeClientTunnel,
+    StripeServerTunnel,
+)
 
 
 def client(*locals_: Address) -> Settings:
@@ -26,6 +41,45 @@ def client(*locals_: Address) -> Settings:
 def server(listen: Address) -> Settings:
     tunnel = StripeServerTunnel(name="web", index=3, listen=listen, target=Address("127.0.0.1", 80))
     return Settings(role="server", workers=1, keys=(), server_tunnels=(tunnel,))
+
+
+def spray_client(local: Address, workers: int = 3) -> Settings:
+    tunnel = SprayClientTunnel(name="kcp", index=2, ports=(80,), local=local, hosts=("server",))
+    return Settings(role="client", workers=workers, keys=(), spray_client_tunnels=(tunnel,))
+
+
+def spray_server(listen: str, type_: Literal["tcp", "udp", "all"], *ports: int) -> Settings:
+    tunnel = SprayServerTunnel(
+        name="kcp", index=5, ports=ports, type=type_, listen=listen, target=Address("127.0.0.1", 80)
+    )
+    return Settings(role="server", workers=2, keys=(), spray_server_tunnels=(tunnel,))
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that are free both ways, ascending."""
+    held: list[tuple[socket.socket, socket.socket]] = []
+    while len(held) < count:
+        held.append((socket.socket(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+        held[-1][0].bind(("127.0.0.1", 0))
+        try:
+            held[-1][1].bind(held[-1][0].getsockname())
+        except OSError:
+            for sock in held.pop():
+                sock.close()
+    ports = sorted(stream.getsockname()[1] for stream, _ in held)
+    for pair in held:
+        for sock in pair:
+            sock.close()
+    return ports
+
+
+def datagrams_in(sock: socket.socket) -> list[bytes]:
+    found = []
+    try:
+        while True:
+            found.append(sock.recv(100))
+    except BlockingIOError:
+        return found
 
 
 @pytest.fixture
@@ -117,3 +171,139 @@ def test_port_that_a_killed_predecessor_still_holds_is_waited_for() -> None:
     taken.listen()
     threading.Timer(0.15, taken.close).start()
     close_listeners(open_listeners(client(Address(*taken.getsockname())), patience_s=5))
+
+
+def test_each_worker_of_a_spray_client_has_a_socket_of_its_own(opened: Callable[[Settings], Listeners]) -> None:
+    settings = spray_client(Address("127.0.0.1", 0))
+    everything = opened(settings)
+    group = everything[2]
+    assert [share_of(everything, settings, slot) for slot in range(3)] == [{2: [sock]} for sock in group]
+    (address,) = {sock.getsockname() for sock in group}
+    for sock in group:
+        assert sock.type == socket.SOCK_DGRAM and not sock.getblocking() and not sock.get_inheritable()
+        assert sock.getsockopt(socket.IPPROTO_UDP, listeners.UDP_GRO) == 1
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= min(DATAGRAM_BUFFER_BYTES, 200_000)
+    for _ in range(100):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as application:
+            application.sendto(b"x", address)
+    assert all(datagrams_in(sock) for sock in group)
+
+
+def test_what_waits_for_a_dead_worker_is_its_successors(opened: Callable[[Settings], Listeners]) -> None:
+    settings = spray_client(Address("127.0.0.1", 0), workers=2)
+    everything = opened(settings)
+    address = everything[2][0].getsockname()
+    dead = [sock.dup() for sock in share_of(everything, settings, 0)[2]]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as application:
+        application.bind(("127.0.0.1", 0))
+        application.sendto(b"first", address)
+        for sock in dead:
+            sock.close()
+        application.sendto(b"second", address)
+    arrived = [datagrams_in(share_of(everything, settings, slot)[2][0]) for slot in range(2)]
+    assert sorted(arrived) == [[], [b"first", b"second"]]
+
+
+def test_child_keeps_only_its_own(opened: Callable[[Settings], Listeners]) -> None:
+    settings = spray_client(Address("localhost", 0))
+    everything = opened(settings)
+    every, kept = list(everything[2]), share_of(everything, settings, 1)[2]
+    assert len(every) == 3 * len(kept) and len({sock.family for sock in kept}) == len(kept)
+    close_others(everything, settings, 1)
+    assert [sock for sock in every if sock.fileno() >= 0] == kept
+
+
+def test_child_keeps_all_that_is_shared(opened: Callable[[Settings], Listeners]) -> None:
+    settings = server(Address("127.0.0.1", 0))
+    everything = opened(settings)
+    close_others(everything, settings, 0)
+    assert everything[3][0].fileno() >= 0
+
+
+def test_group_at_the_wildcard_takes_both_families(opened: Callable[[Settings], Listeners]) -> None:
+    group = opened(spray_client(Address("::", 0)))[2]
+    port = group[0].getsockname()[1]
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        for _ in range(50):
+            with socket.socket(family, socket.SOCK_DGRAM) as application:
+                application.sendto(host.encode(), (host, port))
+    arrived = [datagrams_in(sock) for sock in group]
+    assert all(set(each) == {b"127.0.0.1", b"::1"} for each in arrived) and sum(map(len, arrived)) == 100
+
+
+def test_spray_client_joins_nobody_elses_group() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(BootError) as refused:
+            open_listeners(spray_client(Address("127.0.0.1", port)))
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert refused.value.code == 69
+    assert refused.value.message == f"tunnel 'kcp': cannot listen on 127.0.0.1:{port}/udp: address already in use"
+
+
+def test_udp_ports_of_a_spray_server_stand_in_the_order_of_carriers(opened: Callable[[Settings], Listeners]) -> None:
+    ports = free_ports(3)
+    sockets = opened(spray_server("127.0.0.1", "udp", *ports))[5]
+    assert [sock.getsockname()[1] for sock in sockets] == ports
+    assert {sock.type for sock in sockets} == {socket.SOCK_DGRAM}
+    assert all(sock.getsockopt(socket.IPPROTO_UDP, listeners.UDP_GRO) == 1 for sock in sockets)
+
+
+def test_udp_port_at_the_wildcard_takes_both_families(opened: Callable[[Settings], Listeners]) -> None:
+    (port,) = free_ports(1)
+    (sock,) = opened(spray_server("::", "udp", port))[5]
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as near:
+            near.sendto(host.encode(), (host, port))
+    assert datagrams_in(sock) == [b"127.0.0.1", b"::1"]
+
+
+def test_several_addresses_give_each_carrier_several_sockets(
+    opened: Callable[[Settings], Listeners], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infos = [(socket.AF_INET, 0, 0, "", (host, 0)) for host in ("127.0.0.1", "127.0.0.2")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: infos)
+    first, second = free_ports(2)
+    sockets = opened(spray_server("name", "udp", first, second))[5]
+    hosts = ("127.0.0.1", "127.0.0.2")
+    assert [sock.getsockname() for sock in sockets] == [(host, port) for port in (first, second) for host in hosts]
+
+
+def test_ports_of_both_kinds_take_turns(opened: Callable[[Settings], Listeners]) -> None:
+    first, second = free_ports(2)
+    settings = spray_server("127.0.0.1", "all", first, second)
+    sockets = opened(settings)[5]
+    kinds = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
+    found = tuple((kinds[sock.type], sock.getsockname()[1]) for sock in sockets)
+    assert found == settings.spray_server_tunnels[0].carriers
+    assert not any(sock.getblocking() for sock in sockets)
+
+
+def test_taken_fake_tcp_port_is_named_and_leaves_nothing_open() -> None:
+    first, second = free_ports(2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", second))
+        taken.listen()
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(BootError) as refused:
+            open_listeners(spray_server("127.0.0.1", "all", first, second))
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert refused.value.code == 69
+    assert refused.value.message == f"tunnel 'kcp': cannot listen on 127.0.0.1:{second}/tcp: address already in use"
+
+
+def test_port_that_needs_a_right_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(family: int, where: tuple[object, ...], shared: bool = False) -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(listeners, "_bind_udp", refuse)
+    for port, words in (
+        (443, r"denied \(a port below 1024 needs root or .* CAP_NET_BIND_SERVICE\)"),
+        (5000, "denied$"),
+    ):
+        with pytest.raises(BootError, match=words) as refused:
+            open_listeners(spray_server("::", "udp", port))
+        assert refused.value.code == 77

@@ -8,9 +8,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from forwarder.cli import commands
-from tests.forwarder.examples import CLIENT, EXAMPLES, KEY_TEXT, SERVER, second, write
+from tests.forwarder.examples import (
+    CLIENT,
+    EXAMPLES,
+    KEY_TEXT,
+    SERVER,
+    SPRAY_EXAMPLES,
+    SPRAY_TUNNELS,
+    second,
+    write,
+)
 
-KNOWS = 'expected "stripe" (this version knows no other mode), found "spray"'
 TIME = 'expected a time from "1ms" to "168h", such as "250ms", "10s" or "5m"'
 GRACE = 'expected a time from "0s" to "168h", such as "250ms", "10s" or "5m"'
 PORT = "expected a port from 1 to 65535"
@@ -25,6 +33,8 @@ TAKEN = "expected a port that no other tunnel listens on, found"
 TAKEN_THERE = "expected a port that no other tunnel has at this host, found"
 CLIENT_ONLY = "expected a key that a server has, found one that only a client has"
 SERVER_ONLY = "expected a key that a client has, found one that only a server has"
+STRIPE_ONLY = 'expected a key of mode "spray", found one of mode "stripe"'
+SPRAY_ONLY = 'expected a key of mode "stripe", found one of mode "spray"'
 BOTH = "expected only one of"
 COUNT = "expected a number from 1 to 1048576, found"
 WORKERS = "workers: expected a number from 0 to 64 (0: one per usable core), found"
@@ -33,6 +43,9 @@ AUTH = "auth: expected a table [auth] with key_id and key_file, found"
 UNKNOWN = "found an unknown one"
 RATE = "expected a number of dials a second from 0.1 to 100000, found"
 WEB = 'tunnel[1] "web"'
+KCP = 'tunnel[1] "kcp"'
+PORTS = 'expected ports such as "80,443,10000-10005": from 1 to 65535, each once, ranges upwards, at most 4096, found'
+DEVICE = "expected the name of a network device: 1 to 15 characters, without spaces, slashes and colons, found"
 AUTH_FILE = 'key_file = "laptop.key"'
 CLIENT_TABLE = SERVER[SERVER.index("[[client]]") : SERVER.index("[[tunnel]]")]
 
@@ -128,10 +141,14 @@ REPLACED = [
     ("client", 'name = "web"\n', "", f"tunnel[1].name: {NAME}, found nothing"),
     ("client", '"web"', '"two words"', f'tunnel[1] "two words".name: {NAME}, found "two words"'),
     ("client", '"web"', f'"{"x" * 65}"', f'tunnel[1] "{"x" * 57}...".name: {NAME}, found "{"x" * 57}..."'),
-    ("client", 'mode = "stripe"\n', "", f'{WEB}.mode: expected "stripe", found nothing'),
-    ("client", '"stripe"', '"strip"', f'{WEB}.mode: expected "stripe", found "strip"'),
-    ("client", '"stripe"', '"spray"\nports = "80,443"', f"{WEB}.mode: {KNOWS}"),
-    ("server", 'mode = "stripe"\n', 'ports = "80,443"\nmode = "spray"\n', f"{WEB}.mode: {KNOWS}"),
+    ("client", 'mode = "stripe"\n', "", f'{WEB}.mode: expected "stripe" or "spray", found nothing'),
+    ("client", '"stripe"', '"strip"', f'{WEB}.mode: expected "stripe" or "spray", found "strip"'),
+    ("client", '"stripe"', '["stripe"]', f'{WEB}.mode: expected "stripe" or "spray", found an array'),
+    ("client", '"stripe"', '"spray"', f"{WEB}.host_port: {STRIPE_ONLY}"),
+    ("server", '"stripe"', '"spray"', f"{WEB}.host_port: {STRIPE_ONLY}"),
+    ("client", "host_port", 'ports = "80"\nhost_port', f"{WEB}.ports: {SPRAY_ONLY}"),
+    ("client", "host_port", 'taddr = "a:1"\nhost_port', f"{WEB}.taddr: {SPRAY_ONLY}"),
+    ("client", CLIENT[CLIENT.index("[auth]") :], "tunnel = [1]\n", "tunnel[1]: expected a table, found 1"),
     ("client", "host_port = 9000\n", "", f"{WEB}.host_port: {PORT}, found nothing"),
     ("client", "9000", "0", f"{WEB}.host_port: {PORT}, found 0"),
     ("client", "9000", "65536", f"{WEB}.host_port: {PORT}, found 65536"),
@@ -216,6 +233,77 @@ REPLACED = [
     ("server", "host_port", 'handshake_timeout = "1"\nhost_port', f'{WEB}.handshake_timeout: {TIME}, found "1"'),
 ]
 
+# As REPLACED, in the examples with a spray tunnel
+REPLACED_SPRAY = [
+    *(
+        (role, '"80,443,10000-10005"', value, f"{KCP}.ports: {PORTS} {found}")
+        for role in ("client", "server")
+        for value, found in [
+            ('""', '""'),
+            ("443", "443"),
+            ("[80, 443]", "an array"),
+            ('"80,"', '"80,"'),
+            ('"80, 443"', '"80, 443"'),
+            ('"80-"', '"80-"'),
+            ('"80-90-100"', '"80-90-100"'),
+            ('"http"', '"http"'),
+            ('"٣"', '"٣"'),
+            ('"0"', '"0"'),
+            ('"1,65536"', '"65536"'),
+            ('"65000-99999"', '"65000-99999"'),
+            ('"80,10005-10000"', '"10005-10000"'),
+            ('"80,443,80"', "80 twice"),
+            ('"10-20,15-30"', "15 twice"),
+            ('"1-4097"', "more than 4096"),
+            ('"1-4096,5000"', "more than 4096"),
+        ]
+    ),
+    *(
+        (role, "ports", f"{line}\nports", f"{KCP}.{message}")
+        for role in ("client", "server")
+        for line, message in [
+            ('type = "icmp"', 'type: expected "tcp", "udp" or "all", found "icmp"'),
+            ('dev = ""', f'dev: {DEVICE} ""'),
+            ('dev = "a/b"', f'dev: {DEVICE} "a/b"'),
+            ('dev = "eth0 "', f'dev: {DEVICE} "eth0 "'),
+            ('dev = ".."', f'dev: {DEVICE} ".."'),
+            ('dev = "abcdefghijklmnop"', f'dev: {DEVICE} "abcdefghijklmnop"'),
+            ('backend = "raw"', 'backend: expected "packet" or "pcap", found "raw"'),
+            (
+                'duration = "999ms"',
+                'duration: expected a time from "1s" to "168h", such as "250ms", "10s" or "5m", found "999ms"',
+            ),
+            (
+                'keepalive = "0s"',
+                'keepalive: expected a time from "100ms" to "168h", such as "250ms", "10s" or "5m", found "0s"',
+            ),
+            ("copies = 3", "copies: expected 1 or 2, found 3"),
+            ("mtu = 575", "mtu: expected the bytes of a packet, from 576 to 65535, found 575"),
+            ('mtu = "1400"', 'mtu: expected the bytes of a packet, from 576 to 65535, found "1400"'),
+            ("host_port = 80", f"host_port: {STRIPE_ONLY}"),
+            ("somaxconn = 10", f"somaxconn: {STRIPE_ONLY}"),
+            ("remote_port = 80", f"remote_port: {STRIPE_ONLY}"),
+            ("portz = 80", f'portz: expected a known key, such as "ports", {UNKNOWN}'),
+            ('hash = "x"', f"hash: expected a known key, {UNKNOWN}"),
+        ]
+    ),
+    ("client", 'ports = "80,443,10000-10005"\n', "", f"{KCP}.ports: {PORTS} nothing"),
+    ("client", 'ludp = "127.0.0.1:30000"\n', "", f"{KCP}.ludp: {ENDPOINT}, found nothing"),
+    ("client", '"127.0.0.1:30000"', "30000", f"{KCP}.ludp: {ENDPOINT}, found 30000"),
+    ("client", "ludp", 'taddr = "a:1"\nludp', f"{KCP}.taddr: {SERVER_ONLY}"),
+    (
+        "client",
+        '"server.example.net"',
+        '"10.0.0.1"\nsource = "::1"',
+        f'{KCP}.source: expected an IPv4 address, as host is one, found "::1"',
+    ),
+    ("client", "ludp", "dial_rate = 0\nludp", f"{KCP}.dial_rate: {RATE} 0"),
+    ("server", 'taddr = "127.0.0.1:9999"\n', "", f"{KCP}.taddr: {ENDPOINT}, found nothing"),
+    ("server", "taddr", 'ludp = "a:1"\ntaddr', f"{KCP}.ludp: {CLIENT_ONLY}"),
+    ("server", "taddr", 'listen = "[::]:80"\ntaddr', f'{KCP}.listen: {HOST}, found "[::]:80"'),
+    ("server", "taddr", "max_conversations = 0\ntaddr", f"{KCP}.max_conversations: {COUNT} 0"),
+]
+
 # (role, what follows the example, the line after "ROLE.toml: ")
 APPENDED = [
     (
@@ -250,6 +338,36 @@ APPENDED = [
         f'tunnel[2] "ssh".host_port: {TAKEN} 10.0.0.1:9000 beside [::]:9000 of {WEB}',
     ),
     ("server", second("server", port=0), f'tunnel[2] "ssh".host_port: {PORT}, found 0'),
+    (
+        "client",
+        SPRAY_TUNNELS["client"].replace('"kcp"', '"web"'),
+        'tunnel[2] "web".name: expected a name of its own, found "web" as in tunnel[1]',
+    ),
+    (
+        "client",
+        SPRAY_TUNNELS["client"].replace("80,443", "8990-9010"),
+        f'tunnel[2] "kcp".ports: {TAKEN_THERE} server.example.net:9000 as in {WEB}',
+    ),
+    (
+        "client",
+        SPRAY_TUNNELS["client"] + SPRAY_TUNNELS["client"].replace('"kcp"', '"dns"').replace("server.", "other."),
+        f'tunnel[3] "dns".ludp: {TAKEN} 127.0.0.1:30000 beside 127.0.0.1:30000 of tunnel[2] "kcp"',
+    ),
+    (
+        "client",
+        SPRAY_TUNNELS["client"] + SPRAY_TUNNELS["client"].replace('"kcp"', '"dns"').replace("30000", "30001"),
+        f'tunnel[3] "dns".ports: {TAKEN_THERE} server.example.net:80 as in tunnel[2] "kcp"',
+    ),
+    (
+        "server",
+        SPRAY_TUNNELS["server"].replace("80,443", "9000"),
+        f'tunnel[2] "kcp".ports: {TAKEN} [::]:9000 beside [::]:9000 of {WEB}',
+    ),
+    (
+        "server",
+        SPRAY_TUNNELS["server"] + second("server", port=10003),
+        f'tunnel[3] "ssh".host_port: {TAKEN} [::]:10003 beside [::]:10003 of tunnel[2] "kcp"',
+    ),
 ]
 
 # (text, the line after "client.toml:")
@@ -291,6 +409,18 @@ def test_example_without_a_mistake_passes(role: str) -> None:
 def test_mistake_gives_its_line(role: str, old: str, new: str, line: str) -> None:
     assert EXAMPLES[role].count(old) >= 1
     assert_refused(check(write(Path(), role, EXAMPLES[role].replace(old, new, 1))), f"{role}.toml: {line}")
+
+
+@pytest.mark.parametrize("role", SPRAY_EXAMPLES)
+def test_spray_example_without_a_mistake_passes(role: str) -> None:
+    result = check(write(Path(), role, SPRAY_EXAMPLES[role]))
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("role", "old", "new", "line"), REPLACED_SPRAY)
+def test_mistake_in_a_spray_tunnel_gives_its_line(role: str, old: str, new: str, line: str) -> None:
+    assert SPRAY_EXAMPLES[role].count(old) >= 1
+    assert_refused(check(write(Path(), role, SPRAY_EXAMPLES[role].replace(old, new, 1))), f"{role}.toml: {line}")
 
 
 @pytest.mark.parametrize(("role", "tunnel", "line"), APPENDED)

@@ -75,6 +75,25 @@ ANSWER: dict[str, Any] = {
 }
 
 
+SPRAY_TUNNEL: dict[str, Any] = ANSWER["tunnels"][0] | {
+    "name": "kcp",
+    "mode": "spray",
+    "sessions": [
+        ANSWER["tunnels"][0]["sessions"][0]
+        | {
+            "carriers_up": 3,
+            "carriers": [
+                CARRIER | {"kind": "tcp"},
+                CARRIER | {"kind": "tcp"},
+                CARRIER | {"kind": "udp"},
+                CARRIER | {"kind": "udp", "state": "down"},
+            ],
+        }
+    ],
+}
+SPRAY_WORKER = ANSWER["workers"][0] | {"conversations": 7, "streams": 0}
+
+
 def rendered(answer: dict[str, Any], width: int = 120, terminal: bool = False) -> str:
     stream = io.StringIO()
     console = Console(
@@ -96,6 +115,24 @@ def test_status_shows_instance_tunnels_sessions_and_workers() -> None:
     assert "0 up 4243 3 2 5 1 MiB of 64 MiB" in rows(text)
 
 
+def test_spray_tunnel_shows_ports_and_conversations() -> None:
+    text = rendered(ANSWER | {"tunnels": [SPRAY_TUNNEL], "workers": [SPRAY_WORKER]})
+    assert "kcp spray degraded 3 17 1 1.46 KiB 0 B" in rows(text)
+    assert "kcp laptop [2001:db8::1]:9000 3/10 12.3 ms 5 GiB 0 B 4 2 tcp, 1 udp" in rows(text)
+    assert "0 up 4243 7 2 5 1 MiB of 64 MiB" in rows(text)
+    assert "conversations" in text and "streams" not in text
+
+
+def test_both_modes_show_both_kinds_of_flows() -> None:
+    worker = ANSWER["workers"][0] | {"conversations": 7}
+    answer = ANSWER | {"tunnels": [ANSWER["tunnels"][0], SPRAY_TUNNEL], "workers": [worker]}
+    text = rendered(answer)
+    assert "0 up 4243 3 7 2 5 1 MiB of 64 MiB" in rows(text)
+    assert "web laptop [2001:db8::1]:9000 2/10 12.3-50 ms 5 GiB 0 B 4 -" in rows(text)
+    for width in (40, 50, 60, 70, 80, 90, 100):
+        assert max(map(len, rendered(answer, width).splitlines())) <= width
+
+
 def test_status_without_sessions_has_no_table_of_them() -> None:
     tunnel = ANSWER["tunnels"][0] | {"sessions": []}
     text = rendered(ANSWER | {"tunnels": [tunnel]})
@@ -114,6 +151,9 @@ def test_status_fits_the_width_and_cuts_no_value(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     assert all(word in text.split() for word in ("web", "degraded", "4243", "2/10"))
+    spray = rendered(ANSWER | {"tunnels": [SPRAY_TUNNEL], "workers": [SPRAY_WORKER]}, width)
+    assert max(map(len, spray.splitlines())) <= width
+    assert all(word in spray.split() for word in ("kcp", "degraded", "4243", "3/10", "conversations"))
 
 
 def test_wide_values_fit_too() -> None:

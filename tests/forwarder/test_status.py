@@ -7,7 +7,7 @@ import pytest
 
 from forwarder.status import merge_tunnels, read_report
 from tests.forwarder.test_mesh import memory
-from workers.settings import Address, Settings, StripeClientTunnel, StripeServerTunnel
+from workers.settings import Address, Settings, SprayClientTunnel, StripeClientTunnel, StripeServerTunnel
 from workers.status import CarrierStatus, SessionStatus, TunnelStatus, WorkerReport, WorkerStatus
 
 
@@ -53,6 +53,20 @@ def test_every_configured_tunnel_is_there_in_the_order_of_the_file() -> None:
         ("ssh", "stripe", 0),
         ("web", "stripe", 10),
     ]
+
+
+def test_tunnels_have_their_modes() -> None:
+    spray = SprayClientTunnel(name="kcp", index=2, ports=(80,), local=Address("127.0.0.1", 1), hosts=("server",))
+    both = msgspec.structs.replace(settings("client"), spray_client_tunnels=(spray,))
+    share = TunnelStatus("kcp", "spray", "up", 100, 200, 1, 10, 0, [session("a", 1, 1)])
+    reports = [WorkerReport(WorkerStatus(0, 1, 1, "up", 0, 1, 1, 0, 0, 0), [share], {})]
+    tunnels = merge_tunnels(both, reports, "up")
+    assert [(tunnel["name"], tunnel["mode"]) for tunnel in tunnels] == [
+        ("ssh", "stripe"),
+        ("web", "stripe"),
+        ("kcp", "spray"),
+    ]
+    assert (tunnels[2]["state"], tunnels[2]["flows_open"], tunnels[2]["flows_total"]) == ("up", 1, 10)
 
 
 @pytest.mark.parametrize(

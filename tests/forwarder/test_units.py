@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.units import address_family, format_size, format_time, parse_endpoint, parse_host, parse_size, parse_time
+from forwarder.units import (
+    PORTS_MAX,
+    PortMistake,
+    address_family,
+    format_ports,
+    format_size,
+    format_time,
+    parse_endpoint,
+    parse_host,
+    parse_ports,
+    parse_size,
+    parse_time,
+)
 
 SIZES = st.integers(0, 1 << 40) | st.integers(0, 1 << 20).map(lambda count: count << 20)
 TIMES_MS = st.integers(0, 10**9) | st.integers(0, 10**4).map(lambda count: count * 60_000)
@@ -120,3 +132,36 @@ def test_what_is_no_endpoint_is_refused(text: str) -> None:
 @pytest.mark.parametrize(("host", "family"), [("10.0.0.1", 4), ("::1", 6), ("fe80::1%eth0", 6), ("a.example", None)])
 def test_family_of_a_host(host: str, family: int | None) -> None:
     assert address_family(host) == family
+
+
+@given(st.sets(PORTS | st.integers(10000, 10040), min_size=1, max_size=60))
+def test_ports_written_read_back(ports: set[int]) -> None:
+    text = format_ports(sorted(ports))
+    assert parse_ports(text) == tuple(sorted(ports))
+    assert text.count(",") + 1 == sum(port - 1 not in ports for port in ports)  # no two items that could be one
+
+
+@given(st.lists(st.tuples(st.integers(0, 66000), st.integers(-3, 300)), min_size=1, max_size=5))
+def test_ports_of_items_are_all_or_a_mistake(items: list[tuple[int, int]]) -> None:
+    text = ",".join(f"{low}-{max(low + more, 0)}" if more else str(low) for low, more in items)
+    every = [port for low, more in items for port in range(low, max(low + more, 0) + 1)]
+    sound = all(more >= 0 for _, more in items) and len(set(every)) == len(every)
+    if sound and min(every) >= 1 and max(every) <= 65535:
+        assert parse_ports(text) == tuple(sorted(every))
+    else:
+        with pytest.raises(PortMistake):
+            parse_ports(text)
+
+
+def test_ports_are_at_most_so_many() -> None:
+    assert len(parse_ports(f"1-{PORTS_MAX}")) == PORTS_MAX
+    for text in (f"1-{PORTS_MAX + 1}", f"1-{PORTS_MAX},60000", "1-65535"):
+        with pytest.raises(PortMistake):
+            parse_ports(text)
+
+
+@given(st.text(max_size=20) | st.from_regex(r"[0-9,\- ]{0,20}", fullmatch=True))
+def test_any_text_is_ports_or_a_value_error(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        ports = parse_ports(text)
+        assert ports == parse_ports(format_ports(ports))

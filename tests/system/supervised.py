@@ -72,6 +72,7 @@ class FakeWorker:
             uid=os.getuid(),
             cores=sorted(os.sched_getaffinity(0)),
             stray=self.stray_fds(),
+            listeners={index: len(socks) for index, socks in self.boot.listeners.items()},
         )
         if self.behaviour == "crash":
             raise RuntimeError("this fake crashes")

@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from tests.demo import kcptun
 from tests.netlab import RunVoid, rerun_if_void
 
 ROOT = Path(__file__).parents[2]
 SET_CHILD_SUBREAPER = 36
-WAYS = ("directly", "through 1 stripe", "through 10 stripes", "through 40 stripes")
+STRIPED = ("directly", "through 1 stripe", "through 10 stripes", "through 40 stripes")
+WAYS = (*STRIPED, *(["kcptun directly", "kcptun through 10 ports"] if kcptun.programs() else []))
+WITH_KCPTUN = pytest.mark.skipif(kcptun.programs() is None, reason="no kcptun here (Debian: kcptun)")
 
 
 class Demo:
@@ -105,6 +108,24 @@ def test_demo_shows_that_stripes_add_up_and_leaves_nothing(folder: Path) -> None
     if "refused" not in text:
         assert float(table["through 1 stripe"][3]) >= 0.8, text
         assert float(table["through 10 stripes"][3]) >= 5, text
+        assert not kcptun.programs() or float(table["kcptun through 10 ports"][3]) >= 3, text
+
+
+def test_demo_without_kcptun_says_so_and_shows_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = folder.parent / "bin"
+    programs.mkdir()
+    for place in os.environ["PATH"].split(":"):
+        for program in Path(place).glob("[!k]*"):
+            with contextlib.suppress(FileExistsError):
+                (programs / program.name).symlink_to(program)
+    monkeypatch.setenv("PATH", str(programs))
+    demo = Demo(folder, "--loopback")
+    demo.wait()
+    text = demo.text()
+    assert demo.left() == []
+    assert demo.process.returncode == 0, text
+    assert text.count("apt-get install kcptun") == 1
+    assert tuple(speeds(text)) == STRIPED, text
 
 
 def test_demo_without_namespaces_says_that_nothing_is_limited(folder: Path) -> None:
@@ -128,8 +149,9 @@ def test_demo_without_namespaces_says_that_nothing_is_limited(folder: Path) -> N
         ("directly:", 0.8, []),
         ("1 stripe:", 2.0, []),
         ("1 stripe:", 0.8, ["--loopback"]),
+        pytest.param("kcptun directly:", 0.8, ["--loopback"], marks=WITH_KCPTUN),
     ],
-    ids=["importing", "compiling", "direct", "starting", "transfer", "loopback"],
+    ids=["importing", "compiling", "direct", "starting", "transfer", "loopback", "ports"],
 )
 def test_interrupted_demo_leaves_nothing(folder: Path, text: str, seconds: float, arguments: list[str]) -> None:
     demo = Demo(folder, *arguments)

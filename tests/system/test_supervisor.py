@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 
 from forwarder.control import ControlError, request
+from forwarder.privileges import CAP_NET_ADMIN, CAP_NET_RAW
 from forwarder.supervisor import Timing
 from tests.system.supervised import Plan
-from workers.settings import Address, Key, LogSettings, Settings, StripeClientTunnel
+from workers.settings import Address, Key, LogSettings, Settings, SprayClientTunnel, StripeClientTunnel
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 10.0
@@ -47,6 +48,12 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] not in "ZX"
     except OSError:
         return False
+
+
+def capabilities_of(pid: int) -> int:
+    """The effective ones."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("CapEff")), 16)
 
 
 def wait_until(true: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
@@ -182,6 +189,34 @@ def test_start_gives_every_worker_what_is_its_own_and_no_more(rig: Rig) -> None:
         assert seen["inbox"] == 2
     titles = [Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0") for pid in (process.pid, born[0]["pid"])]
     assert titles == ["forwarder: supervisor plan0.json", f"forwarder: worker {born[0]['slot']}"]
+
+
+def test_each_worker_of_a_spray_client_has_its_datagram_socket_and_no_others(rig: Rig) -> None:
+    local = Address("127.0.0.1", rig.port)
+    spray = SprayClientTunnel(name="kcp", index=1, ports=(80,), type="udp", local=local, hosts=("server",))
+    process = rig.start(workers=3, spray_client_tunnels=(spray,), log=LogSettings(file=str(rig.directory / "log")))
+    os.kill(rig.worker_pids()[0], signal.SIGKILL)
+    wait_until(lambda: len(rig.events("born")) == 4, "a replacement")
+    for line in rig.events("born"):
+        assert line["listeners"] == {"0": 1, "1": 1}
+        assert [name.split(":")[0] for name in line["stray"]] == ["socket"]
+    wait_until(lambda: rig.all_up(3), "every worker up")
+    assert [(tunnel["name"], tunnel["mode"]) for tunnel in rig.status()["tunnels"]] == [
+        ("web", "stripe"),
+        ("kcp", "spray"),
+    ]
+    process.terminate()
+    assert rig.end(process)[0] == 0
+    rig.assert_nothing_left()
+
+
+def test_missing_device_stops_the_start_with_its_line(rig: Rig) -> None:
+    local = Address("127.0.0.1", rig.port)
+    spray = SprayClientTunnel(name="kcp", index=1, ports=(80,), device="nosuch0", local=local, hosts=("server",))
+    code, stderr = rig.end(rig.start(ready=False, spray_client_tunnels=(spray,)))
+    assert (code, stderr.splitlines()[-1]) == (69, "tunnel 'kcp': no device 'nosuch0' on this host")
+    assert rig.events("born") == []
+    rig.assert_nothing_left()
 
 
 def test_pinned_workers_have_a_core_each(rig: Rig) -> None:
@@ -370,6 +405,25 @@ def test_killed_supervisor_takes_its_workers_along_and_hinders_no_successor(rig:
 def test_worker_that_became_another_user_dies_with_the_supervisor(rig: Rig) -> None:
     process = rig.start(user="nobody", behaviour={"all": "stubborn"})
     assert {line["uid"] for line in rig.events("born")} == {pwd.getpwnam("nobody").pw_uid}
+    process.kill()
+    wait_until(lambda: not any(is_alive(pid) for pid in rig.worker_pids()), "the end of the workers", 2)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(("kind", "wanted"), [("udp", 0), ("tcp", 1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW)])
+def test_worker_that_became_another_user_keeps_what_fake_tcp_needs(
+    rig: Rig, kind: Literal["tcp", "udp"], wanted: int
+) -> None:
+    held = capabilities_of(os.getpid())
+    if not held >> CAP_NET_RAW & 1:
+        pytest.skip("no packet sockets here")
+    local = Address("127.0.0.1", rig.port)
+    spray = SprayClientTunnel(name="kcp", index=1, ports=(80,), type=kind, local=local, hosts=("server",))
+    process = rig.start(user="nobody", spray_client_tunnels=(spray,))
+    os.kill(rig.worker_pids()[0], signal.SIGKILL)
+    wait_until(lambda: len(rig.events("born")) == 3, "a replacement")
+    for pid in rig.worker_pids()[1:]:
+        assert capabilities_of(pid) == held & wanted
     process.kill()
     wait_until(lambda: not any(is_alive(pid) for pid in rig.worker_pids()), "the end of the workers", 2)
 

@@ -16,6 +16,10 @@ NAMES = (
     "config",
     "notations",
     "control",
+    "datagram",
+    "inner",
+    "fragment",
+    "segment",
 )
 
 

@@ -44,7 +44,7 @@ def _load(file: Path) -> config.Loaded | None:
         return None
     settings = loaded.settings
     assert settings.keys and all(len(key.secret) == keys.KEY_BYTES for key in settings.keys)
-    assert settings.workers >= 1 and (settings.client_tunnels or settings.server_tunnels)
+    assert settings.workers >= 1 and settings.tunnels
     for warning in loaded.warnings:
         _check_line(warning)
     return loaded
@@ -115,6 +115,29 @@ remote = "10.0.0.5:80"
 max_sessions = 5
 """
 INLINE = SERVER % KEY_TEXT
+SPRAY_CLIENT = (
+    CLIENT
+    + b"""[[tunnel]]
+name = "kcp"
+mode = "spray"
+host = "server.example.net"
+ports = "80,443,10000-10005"
+type = "all"
+ludp = "127.0.0.1:30000"
+dev = "eth0"
+"""
+)
+SPRAY_SERVER = (
+    INLINE
+    + b"""[[tunnel]]
+name = "kcp"
+mode = "spray"
+ports = "80,443,10000-10005"
+taddr = "127.0.0.1:9999"
+backend = "pcap"
+duration = "5m"
+"""
+)
 SEEDS = {
     "client": b"\0\0" + CLIENT,
     "server": b"\1\0" + INLINE,
@@ -128,6 +151,10 @@ SEEDS = {
     "two-tunnels-one-name": b"\0\0" + CLIENT.replace(b'"ssh"', b'"web"'),
     "both-spellings": b"\0\0" + CLIENT.replace(b"local_port = 8080", b'local_port = 8080\nlocal = "a:1"'),
     "other-mode": b"\0\0" + CLIENT.replace(b'"stripe"', b'"spray"'),
+    "spray-client": b"\0\0" + SPRAY_CLIENT,
+    "spray-server": b"\1\0" + SPRAY_SERVER,
+    "spray-port-twice": b"\0\0" + SPRAY_CLIENT.replace(b"80,443", b"80,443,443"),
+    "spray-ports-in-the-way": b"\0\0" + SPRAY_SERVER.replace(b"80,443", b"8999-9001"),
     "two-clients-one-key-id": b"\0\0" + INLINE.replace(b'"phone"', b'"laptop"'),
     "unknown-tunnel": b"\0\0" + INLINE.replace(b'["web"]', b'["web", "other"]'),
     "key-within-a-value": b"\0\0" + INLINE.replace(b"10.0.0.5", b"10.0.0.5" + KEY_TEXT),
