@@ -8,9 +8,9 @@ export PYTHON
 .PHONY: help demo test bench fuzz check venv clean
 
 help:
-	@echo 'make demo    a download through 1, 10 and 40 stripes over a link that limits each connection'
+	@echo 'make demo    downloads through 1, 10, 40 stripes, and by kcptun through 10 ports; the link limits each connection'
 	@echo 'make test    every test; ARGS="-k name" for some'
-	@echo 'make bench   speed, cost and round trip beside iperf3, haproxy and socat, in an hour; ARGS=--help for less'
+	@echo 'make bench   speed, cost and round trip beside iperf3, haproxy, socat, UDP, in an hour; ARGS=--help for less'
 	@echo 'make fuzz    the parsers under a fuzzer, a minute each; ARGS="--seconds 600 record" for one of them'
 	@echo 'make check   lint, types, packaging, configuration files'
 	@echo 'make venv    only the Python environment, in .venv'
@@ -23,7 +23,7 @@ demo:
 
 test:
 	@deploy/bootstrap test
-	@deploy/venv
+	@deploy/venv test
 	$(BIN)/pytest $(ARGS)
 
 bench:

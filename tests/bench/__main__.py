@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import limited, loss, plot, readme, speed, ways
+from tests.bench import datagrams, limited, loss, plot, readme, speed, ways
 from tests.bench.machine import machine
 from tests.bench.measure import BenchError, programs_missing
 from tests.bench.section import Section
@@ -20,7 +20,7 @@ from tests.netlab import LabError
 
 LIMITED_S, SPEED_S = 20, 8
 MINUTES = 90
-ORDER = ("limited", "loss", "speed", "trips")
+ORDER = ("limited", "loss", "speed", "trips", "datagrams")
 _WIDTH = 120
 """What a table takes; a narrower terminal wraps it."""
 
@@ -43,7 +43,8 @@ def main() -> int:
     limits = {f"limited-{count or 'auto'}": count for count in limited.COUNTS}
     losses = {f"loss-{algorithm}": algorithm for algorithm in loss.ALGORITHMS}
     contenders = {each.row: each for each in speed.contenders(congestion)}
-    options = _options([*limits, *losses, *contenders])
+    sprays = {each.row: each for each in datagrams.contenders()}
+    options = _options([*limits, *losses, *contenders, *sprays])
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(text: str) -> None:
@@ -60,6 +61,11 @@ def main() -> int:
         duration = partial(speed.duration_s, wanted)
         parts.append(
             Part(("speed", "trips"), SPEED_S, duration, lambda section: speed.tables(wanted, congestion, section))
+        )
+    if sprayed := [each for row, each in sprays.items() if row in options.rows]:
+        duration = partial(datagrams.duration_s, sprayed)
+        parts.append(
+            Part(("datagrams",), datagrams.SECONDS, duration, lambda section: [datagrams.table(sprayed, section)])
         )
     try:
         return _run(parts, options, say, Console(width=max(progress.width, _WIDTH), highlight=False))
@@ -129,7 +135,8 @@ def _options(rows: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seconds",
         type=int,
-        help=f"how long each is measured (default {LIMITED_S}, with loss {loss.SECONDS}, without a limit {SPEED_S})",
+        help=f"how long each is measured (default {LIMITED_S}, with loss {loss.SECONDS}, without a limit {SPEED_S}, "
+        f"of datagrams {datagrams.SECONDS})",
     )
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help="begin nothing after so long (default %(default)s)"

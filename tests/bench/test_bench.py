@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench import limited, loss, plot, readme, speed, ways
+from tests.bench import datagrams, limited, loss, plot, readme, speed, ways
 from tests.bench.machine import machine
 from tests.bench.measure import BUSY_CORES, BenchError, Flow, Meter, _received
 from tests.bench.section import ATTEMPTS, Section
@@ -23,6 +23,7 @@ from tests.bench.trips import Place, Trip, landed
 from tests.netlab import RunVoid
 
 ENDS = (sys.executable, "-m", "tests.bench.ends")
+DATAGRAM_ENDS = (sys.executable, "-m", "tests.bench.datagram_ends")
 
 
 def flow(mbit_s: float, stripes: int = 0) -> Flow:
@@ -131,6 +132,31 @@ def test_round_trips_across_the_mesh_have_a_row_of_their_own() -> None:
         ("1 stripe, 2 workers", "mesh", 2.4),
     ]
     assert rows[0]["loaded_p50_us"] == 200
+
+
+def datagram_result(mbit_s: float, loss: float | None) -> datagrams.Result:
+    return datagrams.Result(mbit_s * 1e6, loss, 100, 2.0, 0.0)
+
+
+def test_datagrams_are_compared_to_the_bare_way_of_the_same_round() -> None:
+    contenders = [each for each in datagrams.contenders() if each.row.split("-")[-1] in ("direct", "2", "kcptun")]
+    bare, udp, tcp, kcptun = (each.name for each in contenders)
+    rounds = [
+        {bare: datagram_result(2000, 0.0), udp: datagram_result(1500, 0.02), kcptun: datagram_result(500, None)},
+        {udp: datagram_result(500, 0.01)},
+    ]
+    rows = {row["through"]: row for row in datagrams._tabulate(contenders, rounds, section(2)).rows}
+    assert [row["ratio"] for row in rows.values()] == [1, 0.75, None, 1]
+    assert (rows[udp]["mbit_s"], rows[udp]["loss_percent"]) == (1000, 1.5)
+    assert (rows[bare]["cpu_s_per_gb"], rows[kcptun]["loss_percent"]) == (None, None)
+    assert "mbit_s" in rows[tcp] and rows[tcp]["mbit_s"] is None
+
+
+def test_way_of_datagrams_without_its_program_is_left_out() -> None:
+    contender = datagrams.Contender("a", "a", datagrams.direct, programs=("no-such-program",))
+    part = section(rounds=0)
+    assert datagrams.table([contender], part).rows == []
+    assert part.left_out == ["Left out: a: no no-such-program here."]
 
 
 def status(streams: list[int], stripes: list[int]) -> dict[str, Any]:
@@ -261,6 +287,42 @@ def test_ends_ask_beside_what_another_sends(service: int) -> None:
     connected, figures = asked.stdout.splitlines()
     trip = json.loads(figures)
     assert connected == "connected" and 0 < trip["p50_us"] <= trip["p99_us"]
+
+
+@pytest.fixture
+def port() -> int:
+    """One of UDP that is free."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def run_datagram_end(*words: object) -> dict[str, float]:
+    argv = [*DATAGRAM_ENDS, *map(str, words)]
+    found: dict[str, float] = json.loads(subprocess.run(argv, timeout=20, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+def test_datagrams_are_counted_at_both_ends(port: int) -> None:
+    argv = [*DATAGRAM_ENDS, "take", str(port)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as taker:
+        assert taker.stdout is not None and taker.stdout.readline() == "ready\n"
+        sent = run_datagram_end("send", "127.0.0.1", port, 0.3, 20e6)["datagrams"]
+        came = json.loads(taker.communicate(timeout=20)[0])
+    assert came["datagrams"] == sent and 0.1 < came["seconds"] < 5
+    assert 100 < sent <= 20e6 * 0.3 / 8 / 1300 + 64
+
+
+def test_datagrams_are_asked_and_answered(port: int) -> None:
+    with subprocess.Popen([*DATAGRAM_ENDS, "echo", str(port)]) as server:
+        try:
+            deadline = time.monotonic() + 10
+            while f":{port:04X} " not in Path("/proc/net/udp").read_text() and time.monotonic() < deadline:
+                assert server.poll() is None
+            trip = run_datagram_end("ask", "127.0.0.1", port, 0.1)
+        finally:
+            server.kill()
+    assert 0 < trip["p50_us"] <= trip["p99_us"] and trip["lost"] == 0
 
 
 def test_warm_up_and_last_second_do_not_count() -> None:

@@ -12,7 +12,11 @@ from typing import Any, Protocol
 from tests.netlab import Connection, Lab, Link
 
 LINK = Link(delay_ms=25, rate_bps=500e6)
-PER_CONNECTION = Connection(rate_bps=10e6)
+RATE_BPS = 10e6
+PER_CONNECTION = Connection(rate_bps=RATE_BPS)
+DATAGRAMS_PORT = 4000
+"""Of kcptun's server."""
+SPRAY_PORTS = range(20000, 20010)
 
 _ROOT = Path(__file__).parents[2]
 _STOP_S = 10.0
@@ -35,7 +39,7 @@ class Place(Protocol):
         """A listening socket at the server; its connections have the place's congestion control."""
 
     def port(self, wanted: int) -> int:
-        """That port, or one that is free here."""
+        """That port, or one that is free here and was not returned before."""
 
 
 class Namespaces:
@@ -62,6 +66,7 @@ class Loopback:
         self.lab: Lab | None = None
         self.server = "127.0.0.1"
         self.congestion: str | None = None
+        self._given: set[int] = set()
 
     def start(self, end: str, argv: Sequence[str], **options: Any) -> Process:
         tied = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
@@ -74,15 +79,25 @@ class Loopback:
         return listener
 
     def port(self, wanted: int) -> int:
-        with socket.socket() as probe:
-            probe.bind((self.server, 0))
-            return int(probe.getsockname()[1])
+        while True:
+            with socket.socket() as probe:
+                probe.bind((self.server, 0))
+                port = int(probe.getsockname()[1])
+            if port not in self._given:
+                self._given.add(port)
+                return port
 
 
 @contextlib.contextmanager
 def namespaces() -> Iterator[Place]:
-    """Raises NamespacesRefused, NoCompiler."""
-    with Lab(LINK, connections=[PER_CONNECTION]) as lab:
+    """A connection of TCP waits for its rate, one that carries datagrams loses what is above it.
+
+    Raises NamespacesRefused, NoCompiler.
+    """
+    policed = [
+        Connection(rate_bps=RATE_BPS, police=True, burst_ms=50, port=port) for port in (DATAGRAMS_PORT, *SPRAY_PORTS)
+    ]
+    with Lab(LINK, connections=[PER_CONNECTION, *policed]) as lab:
         yield Namespaces(lab)
 
 

@@ -15,7 +15,7 @@ class Screen:
     def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
         self._progress = Progress(
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<23}"),
             BarColumn(),
             DownloadColumn(binary_units=True),
             TextColumn("{task.fields[speed]:>12}"),
@@ -39,19 +39,18 @@ class Screen:
     def begin(self, name: str, size: int) -> "Bar":
         return Bar(self, self._progress, name, size)
 
-    def finish(self, results: dict[str, Download], compare: bool) -> None:
-        """The bars stay, the table follows; with `compare`, each speed is set against the first."""
+    def finish(self, results: dict[str, Download], compared: dict[str, str]) -> None:
+        """The bars stay, the table follows. `compared`, unless empty, says which each speed is set against."""
         self._progress.stop()
         table = Table(box=box.SIMPLE_HEAD if self.console.is_interactive else None, padding=(0, 2, 0, 0))
         table.add_column("download")
-        for heading in ("size", "time", "Mbit/s", *(["times direct"] if compare else [])):
+        for heading in ("size", "time", "Mbit/s", *(["times direct"] if compared else [])):
             table.add_column(heading, justify="right")
         table.add_column("sha256")
-        first = next(iter(results.values()))
         for name, result in results.items():
             cells = [f"{result.size // MIB} MiB", f"{result.seconds:.1f} s", f"{result.mbit_s:.1f}"]
-            if compare:
-                cells.append(f"{result.mbit_s / first.mbit_s:.1f}")
+            if compared:
+                cells.append(f"{result.mbit_s / results[compared[name]].mbit_s:.1f}")
             table.add_row(name, *cells, "equal" if result.equal else "DIFFERENT")
         self.console.print()
         self.console.print(table)

@@ -1,0 +1,120 @@
+"""Both ends of a flow of datagrams, on loopback or in a namespace; figures are printed as JSON:
+
+echo PORT                           sends each datagram back to where it came from
+ask HOST PORT SECONDS               round trips of 64 bytes, one after the other: quantiles, and how many were lost
+take PORT                           says `ready`; counts what comes, from the first datagram until nothing more comes
+send HOST PORT SECONDS [BPS]        sends as fast as it can, or at that rate; how many left
+"""
+
+import contextlib
+import json
+import socket
+import sys
+import time
+
+SIZE = 1300
+SMALL = 64
+WARM_UP_S = 0.3
+FIRST_S, QUIET_S = 20.0, 0.7
+ANSWER_S = 0.5
+_BURST = 32
+_BUFFER_BYTES = 8 << 20
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+
+
+def _bound(port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with contextlib.suppress(PermissionError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+    sock.bind(("0.0.0.0", port))
+    return sock
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect((host, port))
+    return sock
+
+
+def echo(port: int) -> None:
+    """Until it is killed."""
+    sock = _bound(port)
+    while True:
+        datagram, source = sock.recvfrom(65536)
+        sock.sendto(datagram, source)
+
+
+def ask(host: str, port: int, seconds: float) -> dict[str, float]:
+    """Quantiles of the round trip in microseconds."""
+    took: list[float] = []
+    lost = number = 0
+    with _connected(host, port) as sock:
+        sock.settimeout(ANSWER_S)
+        start = time.monotonic()
+        while (now := time.monotonic()) < start + WARM_UP_S + seconds:
+            number += 1
+            question = number.to_bytes(SMALL, "big")
+            before = time.perf_counter_ns()
+            sock.send(question)
+            try:
+                while sock.recv(65536) != question:
+                    pass
+            except (TimeoutError, ConnectionRefusedError):
+                lost += 1
+                continue
+            if now >= start + WARM_UP_S:
+                took.append((time.perf_counter_ns() - before) / 1000)
+    if not took:
+        raise SystemExit(f"{lost} datagrams and no answer")
+    took.sort()
+    return {"p50_us": took[len(took) // 2], "p99_us": took[len(took) * 99 // 100], "lost": lost}
+
+
+def take(port: int) -> dict[str, float]:
+    """How many datagrams came, and seconds from the first to the last."""
+    place = bytearray(65536)
+    with _bound(port) as sock:
+        print("ready", flush=True)
+        sock.settimeout(FIRST_S)
+        try:
+            sock.recv_into(place)
+        except TimeoutError:
+            raise SystemExit("not one datagram came") from None
+        first = last = time.perf_counter()
+        count = 1
+        sock.settimeout(QUIET_S)
+        with contextlib.suppress(TimeoutError):
+            while sock.recv_into(place):
+                count += 1
+                if not count & 63:
+                    last = time.perf_counter()
+    return {"datagrams": count, "seconds": last - first}
+
+
+def send(host: str, port: int, seconds: float, bits_per_s: float) -> dict[str, int]:
+    """How many datagrams left; one that the kernel refuses did not."""
+    datagram = bytes(SIZE)
+    sent = 0
+    with _connected(host, port) as sock:
+        start = time.monotonic()
+        while time.monotonic() < start + seconds:
+            for _ in range(_BURST):
+                with contextlib.suppress(OSError):
+                    sock.send(datagram)
+                    sent += 1
+            if bits_per_s:
+                time.sleep(max(start + sent * SIZE * 8 / bits_per_s - time.monotonic(), 0))
+    return {"datagrams": sent}
+
+
+if __name__ == "__main__":
+    what, *arguments = sys.argv[1:]
+    if what == "echo":
+        echo(int(arguments[0]))
+    elif what == "ask":
+        print(json.dumps(ask(arguments[0], int(arguments[1]), float(arguments[2]))))
+    elif what == "take":
+        print(json.dumps(take(int(arguments[0]))))
+    else:
+        host, port, seconds, *rate = arguments
+        print(json.dumps(send(host, int(port), float(seconds), float(rate[0]) if rate else 0.0)))
