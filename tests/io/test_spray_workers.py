@@ -98,6 +98,16 @@ def test_client_worker_without_ports_sends_by_another_and_the_answer_returns(loo
         assert process.end.count_open()["spray_dropped"] == process.end.count_open()["spray_unknown"] == 0
 
 
+def test_client_worker_whose_ports_are_in_doubt_sends_by_anothers(loose: Make) -> None:
+    world = loose(ports=2, clients=2)
+    for carrier in world.carriers(0).values():
+        carrier.port.suspend(world.now_us)
+    world.advance(200)
+    ask(world, b"question", 0)
+    assert from_target(world)[0] == [b"question"] and world.clients[0].taken.count(mesh.OUT) == 0
+    assert world.clients[1].taken.count(mesh.OUT) == 1
+
+
 def test_conversation_that_only_another_worker_hears_of_lives_on(loose: Make) -> None:
     world = loose(ports=1, clients=2, duration_s=2.0)
     ask(world, b"question", 1)

@@ -51,6 +51,11 @@ class PortChoice:
         self._tag = 0.0
         self._next_serial = 0
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether none of the ports is UP, so that data goes to those that may be dead, if to any."""
+        return self._wanted is not State.UP
+
     # The way of a run
 
     def next(self) -> Port | None:

@@ -133,7 +133,7 @@ class SprayClientEnd:
         """Tell a worker where the answers of a conversation go."""
         key = conversation.key.ljust(32, b"\0")
         high, low, rest = (int.from_bytes(key[at : at + 8], "big") for at in (0, 8, 16))
-        self.session.tell(
+        self.session.exchange.tell(
             peer,
             mesh.CONVERSATION,
             flow=conversation.id,
@@ -147,7 +147,7 @@ class SprayClientEnd:
 
     def _on_closed(self, conversation: Conversation[Any]) -> None:
         self.session.forget(conversation.id)
-        self.session.tell_all(mesh.CLOSED, flow=conversation.id)
+        self.session.exchange.tell_all(mesh.CLOSED, flow=conversation.id)
 
     # To the application
 
@@ -174,7 +174,7 @@ class SprayClientEnd:
                 self._foreign[number] = (owner, address, now_us)
                 peer = self.context.mesh.peers.get(owner)
                 if peer is not None:
-                    self.session.tell(peer, mesh.TOUCHED, flow=number)
+                    self.session.exchange.tell(peer, mesh.TOUCHED, flow=number)
         taken = self._sender.send_run(sock, memoryview(payload), max(size, 1), address)
         if taken < len(payload):
             self.session.dropped += datagrams_in(size, payload[max(taken, 0) :])
@@ -274,4 +274,6 @@ class SprayClientEnd:
             "spray_dropped": session.dropped + session.exchange.dropped + self._sender.undelivered,
             "spray_too_large": session.too_large + self._sender.too_large,
             "spray_unknown": self.unknown,
+            "spray_rejected": session.refused_records[0],
+            "spray_replayed": session.refused_records[1],
         }

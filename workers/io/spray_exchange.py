@@ -41,24 +41,28 @@ class SprayExchange:
 
     @property
     def up(self) -> int:
-        """Ports that other workers have up."""
+        """Ports that other workers have, as far as they are fit for data."""
         return sum(self._elsewhere.values())
 
     def tell(self, peer: Peer, kind: int, **fields: int) -> None:
         """Send a worker a descriptor of this session."""
         peer.send(kind, lazy=False, tunnel=self._tunnel, session=self._number, **fields)
 
+    def tell_all(self, kind: int, **fields: int) -> None:
+        """Send every worker a descriptor of this session."""
+        for peer in self._context.mesh.peers.values():
+            self.tell(peer, kind, **fields)
+
     def tell_carriers(self, up: int) -> None:
-        """Let the other workers know how many ports there are here."""
+        """Let the other workers know how many ports here are fit for data."""
         if up != self._told:
             self._told = up
-            for peer in self._context.mesh.peers.values():
-                self.tell(peer, mesh.CARRIERS, length=self._key_index, carrier=up)
+            self.tell_all(mesh.CARRIERS, length=self._key_index, carrier=up)
 
-    def on_peer_joined(self, peer: Peer, up: int) -> None:
+    def on_peer_joined(self, peer: Peer) -> None:
         """A worker has taken a dead one's place."""
         self._elsewhere.pop(peer.slot, None)
-        self.tell(peer, mesh.CARRIERS, length=self._key_index, carrier=up)
+        self.tell(peer, mesh.CARRIERS, length=self._key_index, carrier=max(self._told, 0))
 
     def on_peer_lost(self, peer: Peer) -> None:
         """A worker is dead."""

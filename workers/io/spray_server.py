@@ -62,7 +62,7 @@ class SprayServerEnd:
         self._standings: dict[tuple[int, int], Standing] = {}
         self.targets = Targets(context, tunnel, self, inboxes, senders)
         self._past = [0, 0]
-        self._past_lost = [0, 0]
+        self._past_lost = [0, 0, 0, 0]
 
     # Who comes in
 
@@ -203,6 +203,8 @@ class SprayServerEnd:
         self._past[1] += session.bytes_out
         self._past_lost[0] += session.dropped + session.exchange.dropped
         self._past_lost[1] += session.too_large
+        self._past_lost[2] += session.rejected
+        self._past_lost[3] += session.replayed
         del self._sessions[number]
 
     def stop_accepting(self) -> None:
@@ -246,6 +248,8 @@ class SprayServerEnd:
             "spray_refused_frames": sum(ports.lost for ports in self.ports),
             "spray_dropped": dropped + undelivered,
             "spray_too_large": too_large + self._past_lost[1] + sum(each.too_large for each in sessions),
+            "spray_rejected": self._past_lost[2] + sum(each.refused_records[0] for each in sessions),
+            "spray_replayed": self._past_lost[3] + sum(each.refused_records[1] for each in sessions),
         }
 
 

@@ -45,10 +45,8 @@ class SpraySession:
     """
 
     def __init__(self, context: Context, tunnel: SprayTunnel, number: int, key_index: int, buffers: SprayBuffers):
-        self.context = context
-        self.tunnel = tunnel
-        self.number = number
-        self.key_index = key_index
+        self.context, self.tunnel = context, tunnel
+        self.number, self.key_index = number, key_index
         self.peer_text = ""
         self.carriers: dict[int, PortCarrier] = {}
         now_us = clock_us()
@@ -57,7 +55,7 @@ class SpraySession:
         self.lost: Callable[[PortCarrier], None] = lambda _: None
         self.unknown: Callable[[PortCarrier, Records, int, int, int], None] = lambda *_: None
         self.room: Callable[[], None] = lambda: None
-        self.bytes_in = self.bytes_out = self.dropped = self.too_large = 0
+        self.bytes_in = self.bytes_out = self.dropped = self.too_large = self.rejected = self.replayed = 0
         self._buffers = buffers
         self._choice = PortChoice(now_us)
         self._by_port: dict[Port, PortCarrier] = {}
@@ -93,7 +91,6 @@ class SpraySession:
         self._choice.add(carrier.port, now_us)
         carrier.ping(now_us)
         self._measure()
-        self.exchange.tell_carriers(len(self.carriers))
         self._drain()
 
     def remove(self, carrier: PortCarrier, now_us: int) -> None:
@@ -103,11 +100,13 @@ class SpraySession:
         if self._by_port.get(carrier.port) is carrier:
             del self._by_port[carrier.port]
             self._choice.remove(carrier.port)
+        self.rejected, self.replayed = self.rejected + carrier.counts[0], self.replayed + carrier.counts[1]
         carrier.close(now_us)
-        self.exchange.tell_carriers(len(self.carriers))
+        self._measure()
 
     def _measure(self) -> None:
-        """How large a piece may be that goes on any port."""
+        """How large a piece may be that goes on any port, and how many are fit for data, as the other workers know."""
+        self.exchange.tell_carriers(sum(each.port.state is State.UP for each in self.carriers.values()))
         self._piece_max = min((carrier.piece_max for carrier in self.carriers.values()), default=0)
 
     def on_up(self, carrier: PortCarrier) -> None:
@@ -150,9 +149,11 @@ class SpraySession:
         while count:
             port = choice.next()
             carrier = self._by_port.get(port) if port is not None else None
+            is_elsewhere = port is None or carrier is None or choice.in_doubt
+            if is_elsewhere and self.exchange.hand_out(conversation, source, first, count, size, last):
+                return
             if port is None or carrier is None:
-                if not self.exchange.hand_out(conversation, source, first, count, size, last):
-                    self._wait(conversation, source, first, count, size, last)
+                self._wait(conversation, source, first, count, size, last)
                 return
             if size > carrier.payload_max:
                 self._send_each(conversation, source, first, count, size, last, now_us)
@@ -300,18 +301,9 @@ class SpraySession:
 
     # Mesh
 
-    def tell(self, peer: Peer, kind: int, **fields: int) -> None:
-        """Send a worker a descriptor of this session."""
-        self.exchange.tell(peer, kind, **fields)
-
-    def tell_all(self, kind: int, **fields: int) -> None:
-        """Send every worker a descriptor of this session."""
-        for peer in self.context.mesh.peers.values():
-            self.exchange.tell(peer, kind, **fields)
-
     def on_peer_joined(self, peer: Peer) -> None:
         """A worker has taken a dead one's place."""
-        self.exchange.on_peer_joined(peer, len(self.carriers))
+        self.exchange.on_peer_joined(peer)
 
     def on_peer_lost(self, peer: Peer) -> None:
         """A worker is dead."""
@@ -370,6 +362,12 @@ class SpraySession:
             self.exchange.on_loss(loss, self.bytes_out, now_us)
             self._measure()
             self._drain()
+
+    @property
+    def refused_records(self) -> tuple[int, int]:
+        """What the ports have rejected, and what had come before or too late."""
+        counts = [(self.rejected, self.replayed), *(carrier.counts for carrier in self.carriers.values())]
+        return sum(each[0] for each in counts), sum(each[1] for each in counts)
 
     def is_idle(self, now_us: int) -> bool:
         """Whether nothing has gone on for long, and no worker has a port."""

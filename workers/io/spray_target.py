@@ -170,7 +170,7 @@ class Targets:
             self._foreign[key] = (owner, sock, now_us)
             peer = self.context.mesh.peers.get(owner)
             if peer is not None:
-                session.tell(peer, mesh.TOUCHED, flow=key & 0xFFFFFFFF)
+                session.exchange.tell(peer, mesh.TOUCHED, flow=key & 0xFFFFFFFF)
         return sock
 
     def _open(self, session: SpraySession, conversation: int, now_us: int) -> TargetFlow | None:
@@ -213,7 +213,7 @@ class Targets:
         for slot in flow.told:
             peer = self.context.mesh.peers.get(slot)
             if peer is not None:
-                flow.session.tell(peer, mesh.CLOSED, flow=flow.conversation)
+                flow.session.exchange.tell(peer, mesh.CLOSED, flow=flow.conversation)
 
     # From the target
 
@@ -271,7 +271,7 @@ class Targets:
             if known is not None:
                 known.touched_us = clock_us()
             else:  # nobody reads the socket that the peer writes to
-                session.tell(peer, mesh.CLOSED, flow=flow)
+                session.exchange.tell(peer, mesh.CLOSED, flow=flow)
         elif kind == mesh.CLOSED:
             passed = self._foreign.pop(key, None)
             if passed is not None:
