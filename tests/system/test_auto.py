@@ -1,7 +1,8 @@
 """`somaxconn = "auto"`: the pool finds its size by itself, and is small where size is of no use.
 
-FORWARDER_AUTO_S makes the test of a limited link as long as it takes on the link of the issue, 500 Mbit/s with
+FORWARDER_AUTO_S makes the test of a limited link as long as it takes on a link of 500 Mbit/s with
 10 Mbit/s for each connection (40 or so); the ordinary run has a link that no machine is too busy for.
+FORWARDER_TEST_LONG=1 tries every combination.
 """
 
 import os
@@ -13,6 +14,7 @@ from tests.netlab import Connection, Lab, Link
 from tests.system.load import Bulk
 from tests.system.pair import Pair
 
+LONG = bool(os.environ.get("FORWARDER_TEST_LONG"))
 FULL_S = float(os.environ.get("FORWARDER_AUTO_S", "0"))
 RATE_BPS, EACH_BPS = (500e6, 10e6) if FULL_S else (40e6, 2e6)
 WARM_UP_S = FULL_S or 16
@@ -40,7 +42,10 @@ def wanted(pair: Pair) -> int:
     return max(int(session["carriers_wanted"]) for session in pair.tunnel("client")["sessions"])
 
 
-@pytest.mark.parametrize(("upwards", "workers"), [(True, 2), (False, 1)], ids=["upload", "download"])
+@pytest.mark.parametrize(
+    ("upwards", "workers"),
+    [pytest.param(True, 2, id="upload")] + LONG * [pytest.param(False, 1, id="download")],
+)
 def test_pool_grows_until_the_link_is_full(limited: Lab, upwards: bool, workers: int) -> None:
     with Pair(limited, workers=(workers, workers), somaxconn="auto") as pair:
         assert wanted(pair) == 4

@@ -73,7 +73,8 @@ def test_port_without_the_right_to_it_is_77_with_one_line(tmp_path: Path) -> Non
             pytest.skip("no setpriv to give the right away")
         without = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service"]
     code, lines = forwarder("start", "-c", write_client(tmp_path, port), prefix=without)
-    assert (code, lines) == (77, [f"tunnel 'web': cannot listen on 127.0.0.1:{port}: permission denied"])
+    cause = "permission denied (a port below 1024 needs root or the capability CAP_NET_BIND_SERVICE)"
+    assert (code, lines) == (77, [f"tunnel 'web': cannot listen on 127.0.0.1:{port}: {cause}"])
 
 
 NO_KEY = {

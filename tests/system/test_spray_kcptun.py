@@ -1,6 +1,7 @@
 """kcptun through spray tunnels: whole transfers both ways over a link that loses, for every kind of port and IP.
 
 FORWARDER_TEST_KCPTUN_BYTES is how many bytes go each way (default 16 MiB). Skipped where there is no kcptun.
+FORWARDER_TEST_LONG=1 tries every combination.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from tests.system.pair import ENDS
 from tests.system.payload import PIECE_BYTES, pieces, together
 from tests.system.spray_pair import LOCAL, TARGET, SprayPair
 
+LONG = bool(os.environ.get("FORWARDER_TEST_LONG"))
 TOTAL_BYTES = int(os.environ.get("FORWARDER_TEST_KCPTUN_BYTES", "0")) or 16 << 20
 LOSS = Link(delay_ms=25, loss=0.01)
 
@@ -45,8 +47,9 @@ def receive(connection: socket.socket) -> str:
 
 
 @pytest.mark.deadline(60 + 60 * TOTAL_BYTES / (64 << 20))
-@pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("kind", ["tcp", "udp", "all"])
+@pytest.mark.parametrize(
+    ("kind", "version"), [("tcp", 4), ("udp", 6), ("all", 4)] + LONG * [("tcp", 6), ("udp", 4), ("all", 6)]
+)
 def test_transfer_both_ways_is_whole(kind: str, version: int) -> None:
     workers = (1, 1) if version == 4 else (2, 2)
     with (

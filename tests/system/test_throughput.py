@@ -2,8 +2,10 @@
 
 Each figure is a ratio of two measurements made one after the other, with the same congestion control. A miss is
 measured again; it counts only if the machine was free for it.
+FORWARDER_TEST_LONG=1 tries every combination.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -13,6 +15,7 @@ from tests.bench import limited, speed, ways
 from tests.bench.measure import BUSY_CORES, Flow, programs_missing
 from tests.netlab import Lab, RunVoid
 
+LONG = bool(os.environ.get("FORWARDER_TEST_LONG"))
 LIMITED_S, LIMITED_WARM_UP_S = 4, 4
 SPEED_S = 2
 OF_IPERF3 = 0.9
@@ -63,7 +66,7 @@ def check_ratios(measure: Callable[[], list[Flow]], wanted: list[float]) -> None
     pytest.fail(", ".join(low))
 
 
-@pytest.mark.parametrize(("stripes", "workers"), [(10, 1), (40, 2)])
+@pytest.mark.parametrize(("stripes", "workers"), [(40, 2)] + LONG * [(10, 1)])
 def test_stripes_reach_what_as_many_connections_do(link: Lab, stripes: int, workers: int) -> None:
     def flows() -> list[Flow]:
         bare_and_ours = (0, workers)
