@@ -78,7 +78,7 @@ def test_stripes_reach_what_as_many_connections_do(link: Lab, stripes: int, work
     check_ratios(flows, [OF_IPERF3])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2] + LONG * [1])
 def test_ten_stripes_keep_up_with_haproxy_and_a_thousand_with_ten(wire: Lab, workers: int) -> None:
     if programs_missing("haproxy"):
         pytest.skip("no haproxy here")
