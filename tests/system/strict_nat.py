@@ -62,6 +62,8 @@ class StrictNat:
             self.close()
             if isinstance(error, subprocess.CalledProcessError):
                 pytest.skip(f"no such router here: {error.stderr}")
+            if isinstance(error, FileNotFoundError):
+                pytest.skip(str(error))
             raise
         return self
 

@@ -1,5 +1,6 @@
 """Fake-TCP wires between two namespaces: handshakes, runs both ways, acknowledgements, and ends of all kinds."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +162,7 @@ def test_lost_handshake_ack_is_repeated_with_message_1(wires: Wires) -> None:
     assert wires.door.strangers[-1] == (0, b"two")
 
 
+@pytest.mark.skipif(shutil.which("iptables") is None, reason="no iptables here")
 def test_lost_handshake_ack_costs_one_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     with Lab(emulate=False) as own:
         made = Wires(own, 4, monkeypatch)
@@ -254,6 +256,7 @@ def test_wires_outlive_what_made_them(wires: Wires) -> None:
 
 
 PROGRAM = """
+import shutil
 import sys
 from tests.system.fake_tcp_wires import PORTS, Door, Host, Owner, client_tunnel, now_us, server_tunnel, until
 from workers.io.fake_handshake import open_listener
