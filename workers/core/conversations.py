@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
-from workers.core.deduplicate import SequenceWindow
-
 State = TypeVar("State")
 
 COUNTER_BITS = 24
@@ -34,32 +32,21 @@ LOOKS = 64
 """So many conversations at most are looked at to find the one idle longest: some 30 us."""
 
 _COUNTERS = (1 << COUNTER_BITS) - 1
-_NUMBERS = (1 << 32) - 1
-_STEP = 0x9E3779B9
-"""2^32 over the golden ratio: the multiples of it lie far apart modulo 2^32."""
 
 
 class Conversation(Generic[State]):
     """One source of datagrams.
 
     key: its source address in the form that the table's owner uses, b"" where it has none. state: what the owner keeps
-    of it. touched_us: stored with each run of its traffic. copies: the sequences of the COPY records received.
+    of it. touched_us: stored with each run of its traffic.
     """
 
-    __slots__ = ("_next_number", "_tick", "copies", "id", "key", "state", "touched_us")
+    __slots__ = ("_tick", "id", "key", "state", "touched_us")
 
-    def __init__(self, number: int, key: bytes, state: State, first_number: int, now_us: int) -> None:
+    def __init__(self, number: int, key: bytes, state: State, now_us: int) -> None:
         self.id, self.key, self.state = number, key, state
         self.touched_us = now_us
-        self.copies = SequenceWindow()
-        self._next_number = first_number
         self._tick = 0
-
-    def next_number(self) -> int:
-        """The number of its next datagram that needs one: a COPY's sequence, a split one's datagram."""
-        number = self._next_number
-        self._next_number = (number + 1) & _NUMBERS
-        return number
 
 
 class Conversations(Generic[State]):
@@ -75,7 +62,6 @@ class Conversations(Generic[State]):
         "_by_source",
         "_counter",
         "_duration_us",
-        "_first_number",
         "_most",
         "_on_close",
         "_slot",
@@ -94,13 +80,12 @@ class Conversations(Generic[State]):
     ) -> None:
         """The table of worker `slot` (0..255).
 
-        first: 32 random bits, where counters and numbers begin. most: at a time, 1..MAX_CONVERSATIONS. on_close: it may
+        first: random bits, where the counter begins. most: at a time, 1..MAX_CONVERSATIONS. on_close: it may
         close others, but not open any.
         """
         assert 0 <= slot < 256 and 0 < most <= MAX_CONVERSATIONS and duration_us > 0
         self._slot, self._most, self._duration_us, self._on_close = slot, most, duration_us, on_close
         self._counter = first & _COUNTERS
-        self._first_number = first & _NUMBERS
         self._by_id: dict[int, Conversation[State]] = {}
         self._by_source: dict[bytes, Conversation[State]] = {}
         self.by_id: Callable[[int], Conversation[State] | None] = self._by_id.get
@@ -138,8 +123,7 @@ class Conversations(Generic[State]):
         if len(self._by_id) >= self._most and not self._evict(now_us):
             self.refused += 1
             return None
-        conversation = Conversation(number, key, state, self._first_number, now_us)
-        self._first_number = (self._first_number + _STEP) & _NUMBERS
+        conversation = Conversation(number, key, state, now_us)
         self._by_id[number] = conversation
         self._put(conversation)
         self.opened += 1

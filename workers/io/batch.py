@@ -30,6 +30,7 @@ from struct import Struct
 from typing import Any
 
 from workers.io.sockaddr import key_bytes
+from workers.io.sockets import ICMP_ERRORS
 
 ROOM = 64
 CAPACITY = 65536
@@ -57,21 +58,7 @@ _KEY_STRIDE = 32
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
 
 _WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS, errno.ENOMEM})
-# What ICMP reports of a datagram sent earlier (icmp_err_convert of net/ipv4/icmp.c, tab_unreach of net/ipv6/icmp.c).
-_UNDELIVERED = frozenset(
-    {
-        errno.ECONNREFUSED,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.ENONET,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-        errno.EPROTO,
-        errno.EACCES,
-        errno.EMSGSIZE,
-    }
-)
+_UNDELIVERED = ICMP_ERRORS | {errno.EMSGSIZE}
 
 
 def _address(buffer: Any) -> int:

@@ -5,6 +5,7 @@ import socket
 from struct import Struct
 
 from workers.io.sockaddr import SocketAddress
+from workers.io.sockets import ICMP_ERRORS
 
 UDP_SEGMENT = 103
 SEGMENTS_MAX = 64
@@ -15,25 +16,7 @@ DATAGRAM_MAX = 65507
 _SEGMENT = Struct("=H")
 _WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM})
 # What ICMP (of a datagram sent earlier), a firewall or a missing route makes of a datagram: the socket is fine.
-_UNDELIVERED = frozenset(
-    {
-        errno.ECONNREFUSED,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.ENETDOWN,
-        errno.ENONET,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-        errno.EPROTO,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EADDRNOTAVAIL,
-        errno.ENODEV,
-        errno.EINVAL,
-        errno.EIO,
-    }
-)
+_UNDELIVERED = ICMP_ERRORS | {errno.ENETDOWN, errno.EPERM, errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL, errno.EIO}
 _UNSEGMENTED = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE})
 
 

@@ -1,6 +1,7 @@
 """Socket options, and what the kernel tells of a TCP connection."""
 
 import contextlib
+import errno
 import fcntl
 import resource
 import socket
@@ -18,6 +19,21 @@ LAST_DESCRIPTORS = 16
 """Left free by dials, too, for what must not fail: meeting a worker, which takes 7, and reports."""
 USER_TIMEOUT_MS = 20_000
 """A stripe whose data stays unacknowledged for so long is dead."""
+
+ICMP_ERRORS = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPROTO,
+        errno.EACCES,
+    }
+)
+"""What ICMP makes of a datagram sent earlier (icmp_err_convert of net/ipv4/icmp.c, tab_unreach of net/ipv6/icmp.c)."""
 
 _INT = struct.Struct("=i")
 _RESET_ON_CLOSE = struct.pack("=ii", 1, 0)

@@ -29,6 +29,7 @@ from workers.io.context import clock_us
 from workers.io.port_batch import PortBatch, PortInbox, leave_from
 from workers.io.run_sender import DATAGRAM_MAX, RunSender
 from workers.io.sockaddr import SocketAddress
+from workers.io.sockets import ICMP_ERRORS
 from workers.io.wire import WireOwner
 from workers.settings import Kind
 
@@ -38,20 +39,7 @@ MERGED_SLOTS = 8
 
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 # What ICMP reports of a datagram sent earlier, or a route or firewall of this one.
-_RESETS = frozenset(
-    {
-        errno.ECONNREFUSED,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.ENETDOWN,
-        errno.ENONET,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-        errno.EPROTO,
-        errno.EACCES,
-    }
-)
+_RESETS = ICMP_ERRORS | {errno.ENETDOWN}
 
 
 @functools.cache
