@@ -1,6 +1,6 @@
 """The client's ports: dialled, answered, forged answers, dialled again, replaced when they are old."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,16 +15,9 @@ Make = Callable[..., World]
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    made: list[World] = []
-
-    def build(**settings: Any) -> World:
-        made.append(World(monkeypatch, **settings))
-        return made[-1]
-
-    yield build
-    for world in made:
-        world.close()
+def make(make_unmet: Make) -> Make:
+    """They meet when the test says so."""
+    return make_unmet
 
 
 def is_message_1(payload: bytes) -> bool:

@@ -1,7 +1,6 @@
 """Datagrams between both ends of a spray tunnel, over wires that the test opens, blocks and loses."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
@@ -12,19 +11,6 @@ from workers.io import spray_waiting
 
 Make = Callable[..., World]
 CONVERSATION = 0x00ABCDEF
-
-
-@pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    made: list[World] = []
-
-    def build(**settings: Any) -> World:
-        made.append(World(monkeypatch, **settings))
-        return made[-1].up()
-
-    yield build
-    for world in made:
-        world.close()
 
 
 def numbered(count: int, size: int) -> list[bytes]:

@@ -15,19 +15,6 @@ Make = Callable[..., World]
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    made: list[World] = []
-
-    def build(**settings: Any) -> World:
-        made.append(World(monkeypatch, **settings))
-        return made[-1].up()
-
-    yield build
-    for each in made:
-        each.close()
-
-
-@pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(monkeypatch, ports=4, servers=2).up()
     yield made

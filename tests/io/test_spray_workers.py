@@ -1,7 +1,7 @@
 """Spray sessions of several workers: datagrams handed over both ways, sockets passed on, a worker that is replaced."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,19 +13,6 @@ from workers.io.spray_waiting import COPIED_BYTES, copies_of, datagrams_in
 from workers.shm.arena import Side
 
 Make = Callable[..., World]
-
-
-@pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    made: list[World] = []
-
-    def build(**settings: Any) -> World:
-        made.append(World(monkeypatch, **settings))
-        return made[-1].up()
-
-    yield build
-    for world in made:
-        world.close()
 
 
 @pytest.fixture
