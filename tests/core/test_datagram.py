@@ -4,7 +4,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.core.cuts import CACHED, ROOM, Datagrams, Inners, Records
@@ -113,6 +113,7 @@ def test_run_is_a_record_of_plain_aead_for_each_datagram(suite: Suite, count: in
 
 
 @suites
+@settings(max_examples=40)  # thousands of records each
 @given(
     runs=st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 300)), min_size=1, max_size=8),
     shift=st.integers(1, 8),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,10 @@ def test_instance_at_its_descriptor_limit_refuses_what_is_new_and_serves_what_is
         assert pair.carriers_up() == 10
 
 
+def is_replaced(pair: Pair, end: str) -> bool:
+    return [worker["restarts"] for worker in workers(pair, end)] == [1, 0] and all_up(pair, end)
+
+
 def test_worker_that_dies_while_descriptors_are_short_is_replaced(lab: Lab) -> None:
     with Pair(lab, workers=(2, 2), start=False) as pair, Traffic(pair) as traffic:
         start(pair, "tests.system.faulty", "descriptors:96")
@@ -140,9 +145,10 @@ def test_worker_that_dies_while_descriptors_are_short_is_replaced(lab: Lab) -> N
         opened, _ = storm(pair, traffic.listener, 100)
         for end in ENDS:
             kill_worker(pair, end, 0)
-        wait_serving(pair)
-        assert [[worker["restarts"] for worker in workers(pair, end)] for end in ENDS] == [[1, 0]] * 2, pair.logs()
+        for end in ENDS:
+            pair.wait(partial(is_replaced, pair, end), f"a new worker at the {end}", BACK_S)
         close_all(opened)
+        wait_serving(pair)
         finish(traffic, [traffic.open_again(MIB, BACK_S) for _ in range(8)])
         wait_level(pair, before)
 
