@@ -37,14 +37,17 @@ class Boot:
     """All that a worker is born with. The worker owns the descriptors; the supervisor's copies stay its own.
 
     serial: of this process; never used before by this supervisor, starts at random per boot, 32 bits, not 0.
+    base: the first slot of this worker's generation, which has the `workers` slots from there on; carriers and
+        listening sockets are shared out among these by seat, which is the slot less `base`. Slots outside hold workers
+        of an earlier generation, on their way out.
     boot_id: 64 random bits of this supervisor's start.
     session_ids: client only: tunnel index -> 64-bit session id, the same in every worker and after a replacement.
     listeners: tunnel index -> non-blocking sockets. Stripe: listening (client: applications; server: stripes). Spray
         client: this worker's own UDP sockets for applications, one for each address of `local`. Spray server: for each
         carrier in the order of `carriers`, one for each address of `listen`, of a UDP port the UDP socket, of a
         fake-TCP port the listening one; every worker has those of all carriers.
-    inboxes: worker slot -> the sending end of that worker's SOCK_DGRAM inbox, for handing over accepted stripes;
-        `inbox` is the receiving end of this worker's own.
+    inboxes: worker slot, of this generation -> the sending end of that worker's SOCK_DGRAM inbox, for handing over
+        accepted stripes; `inbox` is the receiving end of this worker's own.
     lifetime: read end of a pipe whose write end only the supervisor holds: readable means that the supervisor is gone.
     heartbeat: a shared memory page of native u64, one per slot; this worker adds 1 to its own every half second.
     """
@@ -60,10 +63,16 @@ class Boot:
     inbox: socket.socket
     lifetime: int
     heartbeat: memoryview
+    base: int = 0
     inboxes: dict[int, socket.socket] = field(default_factory=dict)
     session_ids: dict[int, int] = field(default_factory=dict)
     listeners: dict[int, list[socket.socket]] = field(default_factory=dict)
     peers: list[PeerFds] = field(default_factory=list)
+
+    @property
+    def seat(self) -> int:
+        """Which of its generation this worker is."""
+        return self.slot - self.base
 
 
 # worker -> supervisor
@@ -125,5 +134,36 @@ class PeerJoined(msgspec.Struct, frozen=True, tag="peer_joined"):
     serial: int
 
 
-FromWorker = Ready | Failed | StatusReply | Drained
-ToWorker = StatusRequest | Drain | Quit | PeerGone | PeerJoined
+class Retire(msgspec.Struct, frozen=True, tag="retire"):
+    """A newer generation serves: accept nothing new, have the other end move its carriers there, finish what is open
+    without a deadline (Drain may still set one), then say Drained and exit. The session goes on."""
+
+
+class Opened(msgspec.Struct, frozen=True, tag="opened"):
+    """Listening sockets of a tunnel that the next Reconfigure brings, as in `Boot.listeners`, in order; they come as
+    descriptors, at most 64 a message. Messages for the same tunnel add up."""
+
+    tunnel: int
+
+
+class Reconfigure(msgspec.Struct, frozen=True, tag="reconfigure"):
+    """New settings. Comes with one descriptor: a memfd that holds the `Settings` in msgpack. Answered by Reconfigured.
+
+    Tunnels are told apart by `index`, which is never used twice: an index that is gone drains for `drain_timeout_s`, an
+    index that is new starts, with its listening sockets from Opened and its session id from `session_ids` (client only:
+    all tunnels, by index); one that stays takes its new settings for what is opened from now on. A key keeps its place
+    in `keys`; one that is no longer valid has `revoked` set.
+    """
+
+    number: int
+    session_ids: dict[int, int] = {}
+
+
+class Reconfigured(msgspec.Struct, frozen=True, tag="reconfigured"):
+    """The settings of that Reconfigure are in effect."""
+
+    number: int
+
+
+FromWorker = Ready | Failed | StatusReply | Drained | Reconfigured
+ToWorker = StatusRequest | Drain | Quit | PeerGone | PeerJoined | Retire | Opened | Reconfigure

@@ -136,11 +136,13 @@ Tunnel = StripeClientTunnel | StripeServerTunnel | SprayClientTunnel | SprayServ
 
 
 class Key(msgspec.Struct, frozen=True):
-    """A client's 32-byte pre-shared key. At the server, `tunnels` limits what it may use (None: all)."""
+    """A client's 32-byte pre-shared key. At the server, `tunnels` limits what it may use (None: all); a `revoked` one
+    only keeps its place, for the sessions that it began."""
 
     key_id: str
     secret: bytes
     tunnels: frozenset[str] | None = None
+    revoked: bool = False
 
     def __repr__(self) -> str:
         return f"Key(key_id={self.key_id!r}, secret=hidden, tunnels={self.tunnels!r})"
