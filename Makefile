@@ -24,7 +24,7 @@ demo:
 test:
 	@deploy/bootstrap test
 	@deploy/venv test
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 $(ARGS)
 
 bench:
 	@deploy/bootstrap bench

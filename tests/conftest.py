@@ -1,8 +1,10 @@
-"""What every test gets: a deadline, and one Hypothesis profile."""
+"""What every test gets: a deadline, one Hypothesis profile, and its turn where several run at once."""
 
+import fcntl
 import signal
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 
 import hypothesis
@@ -57,3 +59,32 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     return (yield from limited(item))
+
+
+# Turns. Two processes run tests (pytest -n 2), since most of these wait. What is marked `alone` measures: nothing else
+# runs meanwhile.
+
+
+@contextmanager
+def locked(path: Path, how: int) -> Generator[None, None, None]:
+    with path.open("w") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+@contextmanager
+def turn(place: Path, alone: bool) -> Generator[None, None, None]:
+    """Holds the machine, `alone` or with others; whoever waits to be alone lets no others in before."""
+    with ExitStack() as held:
+        with locked(place / "door", fcntl.LOCK_EX):
+            held.enter_context(locked(place / "machine", fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+        yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if not hasattr(item.config, "workerinput"):  # one process runs them all
+        return (yield)
+    place: Path = item.config._tmp_path_factory.getbasetemp().parent  # type: ignore[attr-defined]
+    with turn(place, item.get_closest_marker("alone") is not None):
+        return (yield)

@@ -14,6 +14,8 @@ from tests.netlab import Connection, Lab, Link
 from tests.system.load import Bulk
 from tests.system.pair import Pair
 
+pytestmark = pytest.mark.alone
+
 LONG = bool(os.environ.get("FORWARDER_TEST_LONG"))
 FULL_S = float(os.environ.get("FORWARDER_AUTO_S", "0"))
 RATE_BPS, EACH_BPS = (500e6, 10e6) if FULL_S else (40e6, 2e6)

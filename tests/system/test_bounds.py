@@ -34,7 +34,7 @@ WARM_UP_S = min(max(CHURN_S / 5, 4.0), 70.0)
 """In the long form for more than a minute: for so long closed streams are remembered."""
 LEVEL_BYTES = 8 << 20
 """How much a process may grow by while nothing that it holds does: allocators keep some."""
-pytestmark = pytest.mark.deadline(120 + 2 * CHURN_S)
+pytestmark = [pytest.mark.alone, pytest.mark.deadline(120 + 2 * CHURN_S)]
 
 
 @contextlib.contextmanager

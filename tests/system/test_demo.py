@@ -18,6 +18,8 @@ import pytest
 from tests.demo import kcptun
 from tests.netlab import RunVoid, rerun_if_void
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 SET_CHILD_SUBREAPER = 36
 STRIPED = ("directly", "through 1 stripe", "through 10 stripes", "through 40 stripes")

@@ -24,6 +24,8 @@ from tests.system.pair import KEY_ID, Pair
 from workers.core.handshake import ClientHandshake, Hello, Mode, WorkerId
 from workers.core.noise import Suite
 
+pytestmark = pytest.mark.alone
+
 FLOOD_S = float(os.environ.get("FORWARDER_TEST_FLOOD_S", "3"))
 BEFORE_S = 1.5
 ONSET_S = 1.0

@@ -14,6 +14,8 @@ from tests.netlab import Lab, Link, rerun_if_void
 from tests.system.load import Bulk, answering, judged, quantile, round_trips
 from tests.system.pair import Pair
 
+pytestmark = pytest.mark.alone
+
 SECONDS = int(os.environ.get("FORWARDER_TEST_SECONDS", "0")) or 5
 LONG = bool(os.environ.get("FORWARDER_TEST_LONG"))
 WARM_UP_S = 4

@@ -9,6 +9,8 @@ from tests.netlab import Lab, Link
 from tests.system.pair import Pair
 from tests.system.traffic import WHOLE, Exchange, Traffic
 
+pytestmark = pytest.mark.alone
+
 AWAY_S = 8.0
 """How long until the stripes of an address that fails are up by another."""
 BACK_S = 6.0

@@ -14,6 +14,8 @@ import pytest
 from tests.netlab import Connection, Lab, LabError, Link, rerun_if_void
 from tests.netlab.probe import goodput, handshake_ms, send_numbered, tcp, udp
 
+pytestmark = pytest.mark.alone
+
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 PAYLOAD_SHARE = 1448 / 1514
 UDP_SEGMENT = 103  # linux/udp.h

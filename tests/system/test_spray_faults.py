@@ -20,6 +20,8 @@ from tests.system.segments import ACK, EVERYTHING, RST, Segment, read, send
 from tests.system.spray_pair import SprayPair, answering, ask
 from tests.system.spray_traffic import Echoes
 
+pytestmark = pytest.mark.alone
+
 KINDS = os.environ.get("FORWARDER_TEST_SPRAY_KINDS", "all").split(",")
 HEAL_S = 3.0
 LOST = 0.005

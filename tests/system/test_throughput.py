@@ -15,6 +15,8 @@ from tests.bench import limited, speed, ways
 from tests.bench.measure import BUSY_CORES, Flow, programs_missing
 from tests.netlab import Lab, RunVoid
 
+pytestmark = pytest.mark.alone
+
 LONG = bool(os.environ.get("FORWARDER_TEST_LONG"))
 LIMITED_S, LIMITED_WARM_UP_S = 4, 4
 SPEED_S = 2

@@ -18,6 +18,8 @@ from tests.netlab import Connection, Lab, Link, rerun_if_void
 from tests.system.load import Bulk, judged, transfer_s
 from tests.system.pair import Pair
 
+pytestmark = pytest.mark.alone
+
 TOTAL_BYTES = int(os.environ.get("FORWARDER_TEST_BYTES", "0")) or 12_000_000
 SECONDS = int(os.environ.get("FORWARDER_TEST_SECONDS", "0")) or 5
 LONG = bool(os.environ.get("FORWARDER_TEST_LONG"))
