@@ -43,6 +43,7 @@ check:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	deploy/check-package
+	deploy/wire-format --check
 
 venv:
 	@deploy/bootstrap check

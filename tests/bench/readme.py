@@ -7,7 +7,7 @@ from tests.bench.table import Table
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PLOT = Path("doc/bench.svg")
+PLOT = Path("docs/bench.svg")
 BEGIN, END = "<!-- figures: make bench writes this -->", "<!-- end of figures -->"
 
 
