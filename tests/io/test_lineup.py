@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from workers.io.lineup import EXPRESS_STRIPES, FULL_MAX, SLOW_US, TOGETHER_US, Lineup
+from workers.io.lineup import EXPRESS_STRIPES, FULL_MAX, LOSSY, SLOW_US, SPARED_TWO, TOGETHER_US, Lineup
 from workers.io.stripe import Stripe
 
 MS = 1000
@@ -22,7 +22,7 @@ class Carrier:
         self.takes_small = True
         self.received_us = 0
         self.path = None
-        self.info = SimpleNamespace(unacked_bytes=1000 * index)
+        self.info = SimpleNamespace(unacked_bytes=1000 * index, loss=0.0)
 
     def __repr__(self) -> str:
         return f"stripe {self.index}"
@@ -181,6 +181,52 @@ def test_express_stripe_that_stalls_or_is_lost_is_replaced() -> None:
     assert as_carrier(lineup.for_small()) is carriers[1]
     lineup.forget(cast(Stripe, carriers[1]))
     assert lineup.for_small() is None
+
+
+def lossy_lineup(count: int) -> tuple[list[Carrier], Lineup]:
+    """Small frames and bulk together, on a path that loses packets."""
+    carriers = [Carrier(index) for index in range(count)]
+    carriers[-1].info.loss = 2 * LOSSY
+    lineup = lineup_of(*carriers)
+    lineup.on_heavy(NOW_US)
+    for _ in range(3):
+        lineup.on_light(NOW_US)
+    return carriers, lineup
+
+
+def test_small_frames_have_a_second_stripe_where_packets_get_lost() -> None:
+    carriers, lineup = lossy_lineup(SPARED_TWO)
+    assert as_carrier(lineup.for_small()) is carriers[0]
+    assert as_carrier(lineup.for_copy()) is carriers[1]
+    used = []
+    while (stripe := as_carrier(lineup.with_room(True))) is not None:
+        stripe.room = 0
+        used.append(stripe.index)
+    assert sorted(used) == list(range(2, SPARED_TWO)), "two, and no third"
+    lineup.on_heavy(NOW_US + TOGETHER_US + 1)
+    assert lineup.for_small() is None and lineup.for_copy() is None
+
+
+def test_second_stripe_is_not_spared_without_loss_or_where_stripes_are_few() -> None:
+    carriers, lineup = lossy_lineup(SPARED_TWO - 1)
+    assert lineup.for_small() is not None and lineup.for_copy() is None
+    carriers, lineup = lossy_lineup(SPARED_TWO)
+    for each in carriers:
+        each.info.loss = LOSSY
+    lineup.forget(cast(Stripe, carriers[1]))
+    lineup.on_time(0, 0.0)
+    lineup.on_light(NOW_US)
+    assert lineup.for_small() is not None and lineup.for_copy() is None
+
+
+def test_second_stripe_that_stalls_gets_no_copies_and_follows_on_the_first() -> None:
+    carriers, lineup = lossy_lineup(SPARED_TWO)
+    carriers[1].stalled = True
+    assert lineup.for_copy() is None
+    carriers[1].stalled = False
+    lineup.forget(cast(Stripe, carriers[0]))
+    assert as_carrier(lineup.for_small()) is carriers[1]
+    assert lineup.for_copy() is None
 
 
 def test_too_few_stripes_are_all_for_everything() -> None:

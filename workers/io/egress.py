@@ -251,10 +251,12 @@ class Egress:
         assert stripe.path is not None
         now_us = clock_us()
         share.on_sent(kept, stripe.path, now_us)
-        if is_light:
-            self.lineup.on_light(now_us)
-        else:
+        if not is_light:
             self.lineup.on_heavy(now_us)
+            return True
+        self.lineup.on_light(now_us)
+        if self.lineup.for_copy() not in (None, stripe):
+            self._hedging.copy_later(kept, now_us)
         return True
 
     def _hand_out(self) -> bool:

@@ -1,5 +1,10 @@
-"""Hedging: what waits for a slow stripe while others idle is sent again on one of those."""
+"""Hedging: frames that are sent a second time before it is known that they are lost.
 
+1. `copy_later`: a small frame beside a bulk transfer, where packets get lost, a moment later on a second stripe;
+2. `arm`: what waits for a slow stripe while others idle, on one of those.
+"""
+
+from collections import deque
 from typing import Protocol
 
 from workers.core.retain import SentFrame
@@ -12,6 +17,10 @@ from workers.io.stripe import Stripe
 HEDGE_S = 0.01
 HEDGE_FRAMES = 64
 """Frames sent again in one turn."""
+COPY_S = 0.004
+"""How much later the copy follows: a queue that is too full for one packet is so for the next."""
+COPIES_MAX = 64
+"""Frames that wait to be copied; they are small and few, or none is."""
 
 
 class Sender(Protocol):
@@ -38,6 +47,26 @@ class Hedging:
         self._sender = sender
         self._timer = context.loop.timer(HEDGE_S, HEDGE_S)
         self._armed = False
+        self._copies: deque[tuple[int, SentFrame]] = deque()
+        self._copy_timer = context.loop.timer(COPY_S, COPY_S)
+
+    def copy_later(self, kept: SentFrame, now_us: int) -> None:
+        """Send `kept`, which was sent just now, on the stripe for copies as well, if it is not received by then."""
+        if len(self._copies) < COPIES_MAX:
+            self._copies.append((now_us + int(COPY_S * 1e6), kept))
+            if len(self._copies) == 1:
+                self._copy_timer.again(self._copy)
+
+    def _copy(self) -> None:
+        copies, now_us = self._copies, clock_us()
+        while copies and copies[0][0] <= now_us:
+            kept = copies.popleft()[1]
+            stripe = self._sender.lineup.for_copy()
+            if stripe is not None and not kept.done and kept.sends == 1 and not kept.queued:
+                self._sender.send_again(kept, stripe)
+        if not copies:
+            self._copy_timer.stop()
+        self._sender.flush()
 
     def arm(self) -> None:
         """Something was sent."""
@@ -73,3 +102,5 @@ class Hedging:
         """Send nothing more."""
         self._armed = True
         self._timer.close()
+        self._copies.clear()
+        self._copy_timer.close()
