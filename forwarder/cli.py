@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forwarder import __version__
-from forwarder.errors import ForwarderError, complain
+from forwarder.errors import ForwarderError, NotPermitted, complain
 
 if TYPE_CHECKING:
     from forwarder.config import Loaded
@@ -43,13 +43,15 @@ def main() -> None:
     commands(prog_name="forwarder")
 
 
+_path = click.Path(path_type=Path, readable=False)  # who opens it says what is wrong, in one line
+
 _config = click.option(
     "-c",
     "--config",
     "file",
     required=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=_path,
     help="Configuration file; it names the instance.",
 )
 
@@ -63,7 +65,7 @@ def commands() -> None:
 @commands.command()
 @_config
 @click.option("--daemon", is_flag=True, help="Return once it serves, and go on in the background.")
-@click.option("--pid-file", metavar="F", type=click.Path(path_type=Path), help="Write the process id here.")
+@click.option("--pid-file", metavar="F", type=_path, help="Write the process id here.")
 @click.option("--workers", metavar="N", type=click.IntRange(0, 64), help="Worker processes; 0: one per usable core.")
 @click.option(
     "--log-level",
@@ -139,7 +141,7 @@ def check(file: Path) -> None:
     "directory",
     metavar="DIR",
     default=".",
-    type=click.Path(path_type=Path),
+    type=_path,
     help="Where to write; default: here.",
 )
 def init(role: Any, directory: Path) -> None:
@@ -161,6 +163,37 @@ def genkey() -> None:
     click.echo(new_key())
 
 
+@commands.command()
+@click.argument("file", type=_path)
+@click.option("--role", type=click.Choice(["client", "server"]), help="Whose file to make of mtcp's; default: client.")
+@click.option("--key-id", metavar="NAME", default="laptop", show_default=True, help="Name of the client's key.")
+def convert(file: Path, role: Any, key_id: str) -> None:
+    """Print a configuration file of mtcp or rsock as TOML.
+
+    What has no equivalent is said on standard error.
+    """
+    from forwarder.convert import convert_file
+
+    text, notes = convert_file(file, role, key_id)
+    for note in notes:
+        complain(one_line(f"note: {note}"))
+    click.echo(text, nl=False)
+
+
+@commands.command()
+@click.option("-c", "--config", "file", metavar="FILE", type=_path, help="What it needs as well.")
+@click.option("--fix", is_flag=True, help="Set, as root, the kernel settings that are too small, for now and at boot.")
+@click.option("--json", "as_json", is_flag=True, help="The findings as one JSON object.")
+def doctor(file: Path | None, fix: bool, as_json: bool) -> None:
+    """Say what this host lacks, and what mends it.
+
+    The exit code is 1 if something is lacking.
+    """
+    from forwarder.doctor.command import run_doctor
+
+    raise click.exceptions.Exit(run_doctor(file, fix, as_json))
+
+
 def _load(file: Path) -> "Loaded":
     """The checked configuration; warnings go to standard error."""
     from forwarder.config import load
@@ -173,10 +206,12 @@ def _load(file: Path) -> "Loaded":
 
 def _ask(control_socket: Path, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     """The running instance's answer; ForwarderError if there is none, or a refusal."""
-    from forwarder.control import ControlError, request
+    from forwarder.control import ControlError, ControlRefused, request
 
     try:
         answer = request(control_socket, message, timeout_s)
+    except ControlRefused as error:
+        raise NotPermitted(str(error)) from error
     except ControlError as error:
         raise ForwarderError(str(error)) from error
     if "error" in answer:

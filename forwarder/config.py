@@ -17,7 +17,7 @@ import msgspec
 
 from forwarder import keys
 from forwarder.document import parse, read_file, read_text, shown
-from forwarder.errors import ConfigError
+from forwarder.errors import ConfigError, Unreadable
 from forwarder.schema import Auth, ClientFile, File, ServerFile
 from forwarder.tunnels import client_tunnels, given, path_of, server_tunnels
 from forwarder.units import parse_endpoint, parse_time
@@ -36,9 +36,12 @@ class Loaded:
     warnings: tuple[str, ...]
 
 
-def load(file: Path) -> Loaded:
-    """Reads and checks `file`. Raises ConfigError with the first mistake."""
-    return _Loader(file).load()
+def load(file: Path, *, secrets: bool = True) -> Loaded:
+    """Reads and checks `file`. Raises ConfigError with the first mistake.
+
+    secrets: without them no key file is read, and every key is zeros.
+    """
+    return _Loader(file, secrets).load()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,9 @@ def _beside(file: Path, name: str) -> Path:
 class _Loader:
     """One file on its way to Settings; stops at the first mistake."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, secrets: bool) -> None:
         self.file = file
+        self.secrets = secrets
         self.warnings: list[str] = []
 
     def load(self) -> Loaded:
@@ -152,12 +156,15 @@ class _Loader:
         """The key that a table holds or points to."""
         if auth.key is not None:
             return self._inline_key(where, auth, tunnels)
+        if not self.secrets:
+            return Key(auth.key_id, bytes(keys.KEY_BYTES), tunnels)
         key, file = f"{where}.key_file", _beside(self.file, str(auth.key_file))
         name = shown(auth.key_file, limit=PATH_SHOWN_MAX)
         try:
             secret, exposed = keys.read_key_file(file)
         except OSError as error:
-            raise self._mistake(key, "a readable file", f"{name}: {error.strerror}") from error
+            kind = Unreadable if isinstance(error, PermissionError) else ConfigError
+            raise kind.mistake(self.file, key, "a readable file", f"{name}: {error.strerror}") from error
         except keys.KeyMistake as error:
             raise self._mistake(key, "32 bytes in base64", f"{error} in {name}") from error
         if exposed:

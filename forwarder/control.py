@@ -28,6 +28,10 @@ class ControlError(Exception):
     """Nobody answers at that socket, or not as agreed: one line."""
 
 
+class ControlRefused(ControlError):
+    """The instance is another user's."""
+
+
 def request(path: Path, message: Message, timeout_s: float) -> Message:
     """Sends one request to the running instance and returns its answer. Raises ControlError.
 
@@ -44,7 +48,7 @@ def request(path: Path, message: Message, timeout_s: float) -> Message:
         except (FileNotFoundError, ConnectionRefusedError):
             raise ControlError(f"no instance is running (control socket {path})") from None
         except PermissionError:
-            raise ControlError(f"control socket {path}: permission denied") from None
+            raise ControlRefused(f"control socket {path}: permission denied") from None
         except TimeoutError:
             raise ControlError(f"no answer within {timeout_s:g} s (control socket {path})") from None
         except OSError as error:

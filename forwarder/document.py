@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from forwarder.errors import ConfigError
+from forwarder.errors import ConfigError, Unreadable
 from forwarder.schema import ClientFile, File, Mode, ServerFile, Table
 from forwarder.values import Mistake
 
@@ -45,7 +45,8 @@ def read_text(file: Path) -> str:
         with file.open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{file}: expected a readable file, found: {error.strerror}") from error
+        kind = Unreadable if isinstance(error, PermissionError) else ConfigError
+        raise kind(f"{file}: expected a readable file, found: {error.strerror}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{file}: expected at most {MAX_FILE_BYTES} bytes, found more")
     try:

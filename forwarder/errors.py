@@ -40,6 +40,12 @@ class ConfigError(ForwarderError):
         return cls(f"{file}: {key}: expected {expected}, found {found}")
 
 
+class Unreadable(ConfigError):
+    """A configuration file, or a file that it names, that this user may not read."""
+
+    code = 77
+
+
 class Unavailable(ForwarderError):
     """A needed resource is missing or taken: a port, a device."""
 

@@ -4,10 +4,12 @@
 which takes a single dict as the record's arguments. `logger.info("a worker is ready worker=%d", 0)` reads the same.
 
 Only the supervisor holds the log file. Workers send it finished lines over a datagram socket, so a rotated file is
-reopened in one place, by who may open it. Nothing here blocks or raises: a line that cannot be written is counted,
-and the count is logged with the next line that can.
+reopened in one place, by who may open it. Nothing here blocks or raises: a line that cannot be written, for a full disk
+or a reader that is away, is counted, and a line with the count goes before the next one that can.
 """
 
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -17,7 +19,7 @@ import socket
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from forwarder.errors import BootError
 from workers.settings import LogSettings
@@ -25,6 +27,7 @@ from workers.settings import LogSettings
 PAIR = re.compile(r" (?=[a-z_]\w*=)")
 LOGGER = logging.getLogger("forwarder")
 STDERR = 2
+_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 # A pipe that polls writable takes this much without blocking (POSIX PIPE_BUF on Linux).
 PIPE_LINE_MAX = 4096
 # One datagram; a traceback is cut here.
@@ -38,6 +41,11 @@ class LineFormatter(logging.Formatter):
         super().__init__()
         self._process = process
         self._json = json_lines
+
+    def lost_line(self, lost: int) -> bytes:
+        """The line that takes the place of lost ones."""
+        told = logging.LogRecord(LOGGER.name, logging.WARNING, "", 0, "log lines were lost", ({"lines": lost},), None)
+        return self.format(told).encode() + b"\n"
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -75,11 +83,12 @@ class Output(ABC):
 
     def __init__(self) -> None:
         self.lost = 0
+        self.lost_line: Callable[[int], bytes] = lambda lost: b"(%d log lines were lost here)\n" % lost
 
     def write(self, line: bytes) -> None:
         """Takes a whole line with its line feed."""
         if self.lost:
-            line = b"(%d log lines were lost here)\n" % self.lost + line
+            line = self.lost_line(self.lost) + line
         if self._put(line):
             self.lost = 0
         else:
@@ -102,9 +111,9 @@ class FileOutput(Output):
             try:
                 self._fd = _open_log(self._path)
             except OSError as error:
-                code = 77 if isinstance(error, PermissionError) else 78
-                raise BootError(code, f"[log] file: cannot open {path}: {error.strerror}") from None
+                raise BootError(_code_of(error), f"[log] file: cannot open {path}: {error.strerror}") from None
         self._may_block = _may_block(self._fd)
+        self._torn = self._told = False
         self._has_standard_error = False
 
     def take_standard_error(self) -> None:
@@ -118,7 +127,7 @@ class FileOutput(Output):
             return
         fd = _open_log(self._path)
         self.close()
-        self._fd = fd
+        self._fd, self._torn = fd, False
         self._may_block = _may_block(fd)
         if self._has_standard_error:
             self.take_standard_error()
@@ -129,17 +138,45 @@ class FileOutput(Output):
         self._fd = -1
 
     def _put(self, line: bytes) -> bool:
+        if self._torn:
+            line = b"\n" + line
+        if self._may_block and len(line) > PIPE_LINE_MAX:
+            line = line[: PIPE_LINE_MAX - 1] + b"\n"
         try:
-            if self._may_block:
-                if len(line) > PIPE_LINE_MAX:
-                    line = line[: PIPE_LINE_MAX - 1] + b"\n"
-                poll = select.poll()
-                poll.register(self._fd, select.POLLOUT)
-                if not any(events & select.POLLOUT for _, events in poll.poll(0)):
-                    return False
-            return os.write(self._fd, line) == len(line)
-        except OSError:
+            written = _write(self._fd, self._may_block, line)
+        except OSError as error:
+            self._tell(error)
             return False
+        if written:
+            self._torn, self._told = written < len(line), False
+        return written == len(line)
+
+    def _tell(self, error: OSError) -> None:
+        """Says once that the log file takes nothing, to whoever sees standard error."""
+        if self._path is None or self._has_standard_error or self._told:
+            return
+        self._told = True
+        reason = (error.strerror or str(error)).lower()
+        line = f"log file {self._path}: {reason}: lines are lost until it takes them again\n"
+        with contextlib.suppress(OSError):
+            _write(STDERR, _may_block(STDERR), line.encode("utf-8", "backslashreplace"))
+
+
+def _write(fd: int, may_block: bool, line: bytes) -> int:
+    """The bytes that were taken: none if it would block. Raises OSError."""
+    if may_block:
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        if not any(events & select.POLLOUT for _, events in poll.poll(0)):
+            return 0
+    return os.write(fd, line)
+
+
+def _code_of(error: OSError) -> int:
+    """The exit code for a log that cannot be opened: not permitted, a mistake in its path, or something is missing."""
+    if isinstance(error, PermissionError):
+        return 77
+    return 78 if error.errno in _WRONG_PATH else 69
 
 
 def _open_log(path: str) -> int:
@@ -223,7 +260,9 @@ def log(level: int, sentence: str, /, **values: object) -> None:
 def set_up(settings: LogSettings, output: Output, process: str) -> None:
     """Makes `output` the only place that this process logs to; `process` names it in every line."""
     handler = LineHandler(output)
-    handler.setFormatter(LineFormatter(process, settings.format == "json"))
+    formatter = LineFormatter(process, settings.format == "json")
+    handler.setFormatter(formatter)
+    output.lost_line = formatter.lost_line
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import gevent
 import msgspec
@@ -370,8 +370,11 @@ def _descriptors(fds: PeerFds) -> list[int]:
 class CrashingHub(Hub):
     """An exception that nobody caught is a bug: this worker ends, and another takes its place."""
 
-    def handle_error(self, context: Any, type: Any, value: Any, tb: Any) -> NoReturn:
-        """Called by gevent for a callback or a greenlet that raised."""
+    def handle_error(self, context: Any, type: Any, value: Any, tb: Any) -> None:
+        """Called by gevent for a callback or a greenlet that raised, and for what a resolver thread passes on to its
+        caller, such as a name that is not known: `NOT_ERROR`."""
+        if issubclass(type, self.NOT_ERROR):
+            return
         log.critical("worker crashes", exc_info=(type, value, tb))
         os._exit(CRASHED)
 

@@ -1,15 +1,27 @@
 """Log lines: text and JSON, always one line, never overwritten by what they tell."""
 
+import errno
 import json
 import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from forwarder.errors import BootError
-from forwarder.logs import FileOutput, LineFormatter, LineHandler, Output, WorkerLines, WorkerOutput, _may_block
+from forwarder.logs import (
+    FileOutput,
+    LineFormatter,
+    LineHandler,
+    Output,
+    WorkerLines,
+    WorkerOutput,
+    _may_block,
+    set_up,
+)
+from workers.settings import LogSettings
 
 
 def record(message: str, *args: object, level: int = logging.INFO) -> logging.LogRecord:
@@ -102,6 +114,47 @@ def test_lost_lines_are_counted_and_owned_up_to() -> None:
     assert output.lines == [b"(3 log lines were lost here)\nback\n", b"again\n"]
 
 
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_lost_lines_are_told_in_the_log_s_own_form(style: Any) -> None:
+    output = Flaky()
+    before = logging.getLogger().handlers[:]
+    try:
+        set_up(LogSettings(format=style), output, "supervisor")
+    finally:
+        logging.getLogger().handlers[:] = before
+    output.open = False
+    output.write(b"lost\n")
+    output.open = True
+    output.write(b"back\n")
+    told, back = output.lines[0].decode().splitlines()
+    assert back == "back"
+    if style == "json":
+        assert {"level": "warning", "message": "log lines were lost", "lines": 1}.items() <= json.loads(told).items()
+    else:
+        assert told.endswith(" WARNING supervisor: log lines were lost lines=1")
+
+
+def test_line_that_found_room_in_part_does_not_spoil_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = FileOutput(str(tmp_path / "log"))
+    with monkeypatch.context() as patch:
+        write = os.write
+        patch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+        output.write(b"first\n")
+    output.write(b"second\n")
+    output.write(b"third\n")
+    assert (tmp_path / "log").read_bytes() == b"fir\n(1 log lines were lost here)\nsecond\nthird\n"
+    output.close()
+
+
+def test_log_that_takes_nothing_is_told_once_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    output = FileOutput("/dev/full")
+    for _ in range(3):
+        output.write(b"line\n")
+    output.close()
+    told = "log file /dev/full: no space left on device: lines are lost until it takes them again\n"
+    assert capfd.readouterr().err == told and output.lost == 3
+
+
 def test_record_that_cannot_be_formatted_is_counted_not_raised() -> None:
     output = Flaky()
     handler = LineHandler(output)
@@ -174,6 +227,20 @@ def test_log_file_that_cannot_be_opened_is_a_boot_error(tmp_path: Path) -> None:
     with pytest.raises(BootError, match="cannot open") as refused:
         FileOutput(str(tmp_path / "no" / "log"))
     assert refused.value.code == 78
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EACCES, 77), (errno.EPERM, 77), (errno.ENOSPC, 69), (errno.EROFS, 69), (errno.EISDIR, 78)],
+)
+def test_exit_code_says_why_the_log_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(BootError) as refused:
+        FileOutput("log")
+    assert refused.value.code == code
 
 
 def test_workers_lines_arrive_whole_and_a_flood_is_counted() -> None:

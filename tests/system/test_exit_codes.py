@@ -1,8 +1,10 @@
 """What the real command says, and how it exits, when it cannot start."""
 
 import base64
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.system import unshared
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 20.0
@@ -123,3 +127,122 @@ def test_no_instance_is_1_and_a_wrong_command_line_is_2(tmp_path: Path) -> None:
         assert code == 1 and len(lines) == 1 and "no instance is running" in lines[0]
     assert forwarder("start")[0] == 2
     assert forwarder("dance")[0] == 2
+
+
+def unprivileged() -> list[str]:
+    """What starts a program as somebody who is not root and owns nothing."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can become another user, by setpriv")
+    return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+
+def open_folder(folder: Path) -> None:
+    """Lets everybody through to `folder`."""
+    for each in (folder, *folder.parents[:-2]):
+        each.chmod(each.stat().st_mode | 0o011)
+
+
+def test_file_or_key_that_may_not_be_read_is_77_with_one_line(tmp_path: Path) -> None:
+    other = unprivileged()
+    file = write_client(tmp_path, free_port())
+    file.chmod(0o644)
+    open_folder(tmp_path)
+    start = ("start", "-c", file)
+    found = 'expected a readable file, found "laptop.key": Permission denied'
+    assert forwarder(*start, prefix=other) == (77, [f"{file}: auth.key_file: {found}"])
+    file.chmod(0o600)
+    line = f"{file}: expected a readable file, found: Permission denied"
+    assert forwarder("stop", "-c", file, prefix=other) == (77, [line])
+
+
+def test_second_instance_is_69_and_another_user_s_is_77(tmp_path: Path) -> None:
+    port = free_port()
+    file = write_client(tmp_path, port)
+    other = tmp_path / "other.toml"
+    other.write_text(file.read_text().replace("client.sock", "other.sock"))
+    command = [sys.executable, "-m", "forwarder", "start", "-c", str(file)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr is not None
+        try:
+            while "forwarder is ready" not in (line := first.stderr.readline()):
+                assert line
+            running = f"already running with pid {first.pid} (control socket {tmp_path}/client.sock)"
+            assert forwarder("start", "-c", file) == (69, [running])
+            taken = f"tunnel 'web': cannot listen on 127.0.0.1:{port}: address already in use"
+            assert forwarder("start", "-c", other) == (69, [taken])
+            if os.geteuid() == 0:
+                open_folder(tmp_path)
+                file.chmod(0o644)
+                refused = f"control socket {tmp_path}/client.sock: permission denied"
+                assert forwarder("status", "-c", file, prefix=unprivileged()) == (77, [refused])
+        finally:
+            first.send_signal(signal.SIGQUIT)
+
+
+def test_key_that_everybody_may_read_is_one_warning(tmp_path: Path) -> None:
+    file = write_client(tmp_path, free_port())
+    (tmp_path / "laptop.key").chmod(0o644)
+    line = f"warning: auth.key_file: every user of this host may read {tmp_path / 'laptop.key'}"
+    assert forwarder("check", "-c", file) == (0, [line])
+
+
+def test_read_only_run_is_69_with_one_line(tmp_path: Path) -> None:
+    file = write_client(tmp_path, free_port())
+    file.write_text(file.read_text().replace('[control]\nsocket = "client.sock"\n', ""))
+    start = "forwarder start -c client.toml"
+    done = unshared.run(f"mount -t tmpfs -o ro none /run\n{start} || {start} --pid-file /run/pid || exit $?", tmp_path)
+    socket_line = "control socket /run/forwarder/client.sock: read-only file system"
+    pid_line = "pid file /run/pid: read-only file system"
+    assert (done.returncode, done.stderr.splitlines()) == (69, [socket_line, pid_line])
+
+
+def test_log_that_cannot_be_made_is_69_with_one_line(tmp_path: Path) -> None:
+    file = write_client(tmp_path, free_port())
+    file.write_text(file.read_text() + '[log]\nfile = "logs/log"\n')
+    (tmp_path / "logs").mkdir()
+    start = "forwarder start -c client.toml"
+    full, read_only = ("mount -t tmpfs -o " + options + " none logs" for options in ("nr_inodes=1", "ro"))
+    done = unshared.run(f"{full}\n{start} || {read_only}\n{start} || exit $?", tmp_path)
+    lines = [
+        f"[log] file: cannot open {tmp_path}/logs/log: {reason}"
+        for reason in ("No space left on device", "Read-only file system")
+    ]
+    assert (done.returncode, done.stderr.splitlines()) == (69, lines)
+
+
+def test_log_in_place_of_a_directory_is_78_with_one_line(tmp_path: Path) -> None:
+    file = write_client(tmp_path, free_port())
+    file.write_text(file.read_text() + '[log]\nfile = "logs"\n')
+    (tmp_path / "logs").mkdir()
+    line = f"[log] file: cannot open {tmp_path}/logs: Is a directory"
+    assert forwarder("start", "-c", file) == (78, [line])
+
+
+FULL_DISK = """
+mkdir logs
+mount -t tmpfs -o size=64k none logs
+dd if=/dev/zero of=logs/fill bs=4k 2> dd || true
+$FORWARDER start -c client.toml 2> told &
+until worker=$(pgrep -P $!) && [ -s told ]; do sleep 0.05; done
+kill -KILL $worker
+until [ "$(pgrep -P $!)" != $worker ]; do sleep 0.05; done
+until forwarder status --json -c client.toml 2> /dev/null | grep -q '"restarts": 1'; do sleep 0.1; done
+cp logs/log while-full
+rm logs/fill
+kill $! && wait $! && echo "exit $?"
+cp logs/log afterwards
+"""
+
+
+def test_full_disk_for_the_log_loses_lines_and_nothing_else(tmp_path: Path) -> None:
+    file = write_client(tmp_path, free_port())
+    file.write_text(file.read_text() + '[log]\nfile = "logs/log"\nformat = "json"\n')
+    done = unshared.run(FULL_DISK, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "exit 0\n"), done
+    reason = "no space left on device: lines are lost until it takes them again"
+    assert (tmp_path / "told").read_text() == f"log file {tmp_path}/logs/log: {reason}\n"
+    assert (tmp_path / "while-full").read_text() == ""
+    records = [json.loads(line) for line in (tmp_path / "afterwards").read_text().splitlines()]
+    assert records[0]["message"] == "log lines were lost" and records[0]["lines"] >= 2
+    assert [record["message"] for record in records].count("log lines were lost") == 1
+    assert records[-1]["message"] == "forwarder has stopped"
