@@ -5,6 +5,7 @@ What a command needs is imported when it runs: `forwarder --version` loads nothi
 # ruff: noqa: PLC0415
 
 import json
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,12 +106,18 @@ def stop(file: Path, now: bool) -> None:
 
 @commands.command()
 @_config
+@click.option("--tunnel", metavar="NAME", help="This tunnel alone.")
+@click.option("--carriers", is_flag=True, help="Every carrier, however many there are.")
 @click.option("--json", "as_json", is_flag=True, help="The answer as one JSON object.")
-def status(file: Path, as_json: bool) -> None:
+def status(file: Path, tunnel: str | None, carriers: bool, as_json: bool) -> None:
     """Show what the running instance does."""
     from forwarder.config import find_instance
 
     answer = _ask(find_instance(file).control_socket, {"command": "status"}, STATUS_TIMEOUT_S)
+    if tunnel is not None:
+        from forwarder.summary import keep_tunnel
+
+        answer = keep_tunnel(answer, tunnel)
     if as_json:
         click.echo(json.dumps(answer))
         return
@@ -119,9 +126,29 @@ def status(file: Path, as_json: bool) -> None:
     from forwarder.render import print_status
 
     try:
-        print_status(answer)
+        print_status(answer, every_carrier=carriers)
     except ValidationError as error:
         raise ForwarderError(f"the answer is not one of this version: {error}") from error
+
+
+@commands.command()
+@_config
+@click.option(
+    "--interval",
+    metavar="S",
+    type=click.FloatRange(0.5, 3600),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+def top(file: Path, interval: float) -> None:
+    """Show what the running instance does, live in the terminal; ? tells the keys."""
+    from forwarder.config import find_instance
+    from forwarder.top.live import run
+
+    if isnan(interval):  # which is in every range
+        raise click.BadParameter("'nan' is not a number of seconds.", param_hint="'--interval'")
+    raise click.exceptions.Exit(run(file.name, find_instance(file).control_socket, interval))
 
 
 @commands.command()

@@ -24,6 +24,12 @@ class ForwarderError(Exception):
     code = 1
 
 
+class WrongUsage(ForwarderError):
+    """What was asked for cannot be asked for here."""
+
+    code = 2
+
+
 class ConfigError(ForwarderError):
     """A mistake in a configuration file, or in a file that it names."""
 

@@ -2,43 +2,31 @@
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import msgspec
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from workers.status import SessionStatus, TunnelStatus, WorkerStatus
+from forwarder import columns, figures
+from forwarder.columns import Column
+from forwarder.summary import InstanceStatus, is_up, measured_bps, noticeable, read_answer, summarise
+from workers.status import CarrierStatus, SessionStatus, TunnelStatus, WorkerStatus
 
-_STYLES = {
-    "starting": "yellow",
-    "connecting": "yellow",
-    "up": "green",
-    "degraded": "yellow",
-    "draining": "cyan",
-    "down": "red",
-}
+FEW_CARRIERS = 12
+"""So many are listed without being asked for."""
+NOTICED_MAX = 10
+NOTICED_A_SESSION = 3
+"""At least, where several sessions have some that stand out."""
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_PIPE_WIDTH = 200  # without a terminal: one line a row
-
-
-class Column(NamedTuple):
-    """A column and the narrowest terminal that shows it."""
-
-    heading: str
-    least_width: int = 0
-    justify: Literal["left", "right"] = "right"
-    folds: bool = False
-
+_PIPE_WIDTH = 200  # where no terminal is near
+_ENDLESS = 100_000
 
 _TUNNEL_COLUMNS = (
     Column("tunnel", justify="left", folds=True),
     Column("mode", 70, "left"),
     Column("state", 0, "left"),
+    Column("sessions", 90),
     Column("open"),
     Column("total", 60),
     Column("reset", 60),
@@ -46,16 +34,35 @@ _TUNNEL_COLUMNS = (
     Column("out", 46),
 )
 _SESSION_COLUMNS = (
-    Column("session", justify="left", folds=True),
+    Column("session of", justify="left", folds=True),
     Column("key", 60, "left", folds=True),
     Column("peer", 0, "left", folds=True),
     Column("up/of"),
-    Column("rtt", 60),
-    Column("resent", 80),
-    Column("twice", 90),
-    Column("resumes", 90),
+    Column("rtt p50", 60),
+    Column("p95", 72),
+    Column("loss", 70),
+    Column("rate", 90),
+    Column("resent", 110),
+    Column("twice", 110),
+    Column("resumes", 110),
 )
-_PORTS_COLUMN = Column("ports up", 100, "left")
+_PORTS_COLUMN = Column("ports up", 130, "left")
+_CARRIER_COLUMNS = (
+    Column("carrier", justify="left"),
+    Column("tunnel", 0, "left", folds=True),
+    Column("key", 60, "left", folds=True),
+    Column("state", 0, "left"),
+    Column("rtt", 46),
+    Column("loss", 46),
+    Column("rate", 80),
+    Column("in flight", 150),
+    Column("age", 100),
+    Column("in", 62),
+    Column("out", 62),
+    Column("worker", 140),
+    Column("local", 160, "left"),
+    Column("peer", 120, "left"),
+)
 _WORKER_COLUMNS = (
     Column("worker", justify="left"),
     Column("state", 0, "left"),
@@ -67,117 +74,140 @@ _WORKER_COLUMNS = (
 _FLOW_COLUMNS = {"stripe": (Column("streams"),), "spray": (Column("conversations"),)}
 _ALL_FLOW_COLUMNS = (Column("streams"), Column("conversations", 90))
 
-
-class InstanceStatus(msgspec.Struct):
-    """The answer to `status`; keys beyond these are ignored, so that another version's answer can be shown."""
-
-    role: str
-    version: str
-    pid: int
-    uptime_s: float
-    workers: list[WorkerStatus]
-    tunnels: list[TunnelStatus]
+Row = tuple[str | Text, ...]
+Owned = tuple[str, SessionStatus]
+"""A session, and the name of its tunnel."""
 
 
-def print_status(answer: dict[str, Any], console: Console | None = None) -> None:
-    """Prints the answer; raises msgspec.ValidationError if it is not one. Without a terminal there are no colours."""
-    status = msgspec.convert(answer, InstanceStatus)
-    console = console or _console()
-    console.print(f"forwarder {status.version} {status.role}, pid {status.pid}, up {duration(status.uptime_s)}")
+class Paper(NamedTuple):
+    """What is printed on. `width` decides which columns there are; `folds`: long names must stay within it."""
+
+    console: Console
+    width: int
+    folds: bool
+
+    def put(self, each: Sequence[Column], rows: Iterable[Row]) -> None:
+        """A table, with an empty line before it."""
+        self.console.print()
+        self.console.print(columns.table(self.width, self.folds, each, rows))
+
+
+def standard_output() -> Paper:
+    """As wide as the terminal or COLUMNS. Through a pipe rows stay whole, for grep, with the columns that the nearest
+    terminal has room for. Peers and names are data: "[::1]" must not be read as markup."""
+    fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(markup=False, highlight=False, emoji=False, width=None if fixed else _ENDLESS)
+    return Paper(console, console.width if fixed else _near_width(), fixed)
+
+
+def _near_width() -> int:
+    """Of the terminal that `| less` draws on."""
+    for fd in (2, 0):
+        try:
+            return os.get_terminal_size(fd).columns or _PIPE_WIDTH
+        except OSError:
+            continue
+    return _PIPE_WIDTH
+
+
+def print_status(answer: dict[str, Any], paper: Paper | None = None, every_carrier: bool = False) -> None:
+    """Prints the answer; raises msgspec.ValidationError if it is none. Without a terminal there are no colours."""
+    status = read_answer(answer)
+    paper = paper or standard_output()
+    paper.console.print(f"{headline(status)}, up {figures.duration(status.uptime_s)}")
     sessions = [(tunnel.name, session) for tunnel in status.tunnels for session in tunnel.sessions]
     modes = {tunnel.mode for tunnel in status.tunnels}
-    console.print()
-    console.print(_table(console.width, _TUNNEL_COLUMNS, map(_tunnel_row, status.tunnels)))
+    paper.put(_TUNNEL_COLUMNS, map(_tunnel_row, status.tunnels))
     if sessions:
-        columns = (*_SESSION_COLUMNS, _PORTS_COLUMN) if "spray" in modes else _SESSION_COLUMNS
-        console.print()
-        console.print(_table(console.width, columns, (_session_row(*each) for each in sessions)))
-    console.print()
-    console.print(_worker_table(console.width, status.workers, modes))
+        session_columns = (*_SESSION_COLUMNS, _PORTS_COLUMN) if "spray" in modes else _SESSION_COLUMNS
+        paper.put(session_columns, (_session_row(*each) for each in sessions))
+        _print_carriers(paper, sessions, every_carrier)
+    flow_columns = _flow_columns(modes)
+    worker_columns = (*_WORKER_COLUMNS[:3], *flow_columns, *_WORKER_COLUMNS[3:])
+    paper.put(worker_columns, (_worker_row(worker, flow_columns) for worker in status.workers))
 
 
-def _console() -> Console:
-    """Standard output. Peers and names are data: "[::1]" must not be read as markup."""
-    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(markup=False, highlight=False, emoji=False, width=None if narrow else _PIPE_WIDTH)
+def headline(status: InstanceStatus) -> str:
+    """Which instance this is."""
+    return f"forwarder {status.version} {status.role}, pid {status.pid}"
 
 
-def _table(width: int, columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> Table:
-    """The columns that a terminal of `width` has room for. Names that are too long are folded, nothing is cut."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    fitting = [index for index, column in enumerate(columns) if column.least_width <= width]
-    for index in fitting:
-        column = columns[index]
-        table.add_column(column.heading, justify=column.justify, overflow="fold", no_wrap=not column.folds)
-    for row in rows:
-        table.add_row(*(row[index] for index in fitting))
-    return table
-
-
-def _tunnel_row(tunnel: TunnelStatus) -> tuple[str | Text, ...]:
+def _tunnel_row(tunnel: TunnelStatus) -> Row:
     flows = (str(tunnel.flows_open), str(tunnel.flows_total), str(tunnel.flows_reset))
-    amounts = (amount(tunnel.bytes_in), amount(tunnel.bytes_out))
-    return (tunnel.name, tunnel.mode, _state(tunnel.state), *flows, *amounts)
+    amounts = (figures.amount(tunnel.bytes_in), figures.amount(tunnel.bytes_out))
+    return (tunnel.name, tunnel.mode, columns.state(tunnel.state), str(len(tunnel.sessions)), *flows, *amounts)
 
 
-def _session_row(tunnel: str, session: SessionStatus) -> tuple[str, ...]:
-    carriers = f"{session.carriers_up}/{session.carriers_wanted}"
-    amounts = (amount(session.reinjected_bytes), amount(session.duplicate_bytes))
+def _session_row(tunnel: str, session: SessionStatus) -> Row:
+    summary = summarise(session.carriers)
+    paths = (
+        figures.trip(summary.rtt_ms),
+        figures.trip(summary.rtt_high_ms),
+        columns.loss(summary.loss),
+        figures.rate(summary.measured_bps),
+    )
+    amounts = (figures.amount(session.reinjected_bytes), figures.amount(session.duplicate_bytes))
     identity = (tunnel, session.key_id, session.peer)
-    return (*identity, carriers, _rtt(session), *amounts, str(session.resumes), _ports_up(session))
+    up = columns.up_of_wanted(session.carriers_up, session.carriers_wanted)
+    return (*identity, up, *paths, *amounts, str(session.resumes), _ports_up(session))
 
 
 def _ports_up(session: SessionStatus) -> str:
     """The ports that are up, by kind: `7 tcp, 6 udp`."""
-    up = [carrier.kind for carrier in session.carriers if carrier.state == "up"]
-    return ", ".join(f"{up.count(kind)} {kind}" for kind in ("tcp", "udp") if kind in up) or "-"
+    up = [carrier.kind for carrier in session.carriers if is_up(carrier)]
+    return ", ".join(f"{up.count(kind)} {kind}" for kind in ("tcp", "udp") if kind in up) or figures.UNKNOWN
 
 
-def _worker_table(width: int, workers: Sequence[WorkerStatus], modes: Collection[str]) -> Table:
+def _print_carriers(paper: Paper, sessions: Sequence[Owned], every: bool) -> None:
+    """All of them if they are few or asked for; else those that stand out, and how many do."""
+    count = sum(len(session.carriers) for _, session in sessions)
+    if every or count <= FEW_CARRIERS:
+        if count:
+            paper.put(_carrier_columns(sessions), _carrier_rows(sessions))
+        return
+    noted = [(tunnel, session, carriers) for tunnel, session in sessions if (carriers := noticeable(session))]
+    total = sum(len(carriers) for _, _, carriers in noted)
+    if noted:
+        most = max(NOTICED_A_SESSION, NOTICED_MAX // len(noted))
+        worst = [_carrier_row(name, session, each) for name, session, carriers in noted for each in carriers[:most]]
+        paper.put(_carrier_columns(sessions), worst[:NOTICED_MAX])
+    paper.console.print()
+    said = f"{total} stand out by loss, round trip or state" if total else "none stands out"
+    paper.console.print(f"{count} carriers, {said}; --carriers lists all")
+
+
+def _carrier_columns(sessions: Sequence[Owned]) -> Sequence[Column]:
+    """Where all have the same key there is none to tell them apart by, and more room for what differs."""
+    if len({session.key_id for _, session in sessions}) > 1:
+        return _CARRIER_COLUMNS
+    return [column._replace(least_width=160) if column.heading == "key" else column for column in _CARRIER_COLUMNS]
+
+
+def _carrier_rows(sessions: Sequence[Owned]) -> Iterator[Row]:
+    for tunnel, session in sessions:
+        for carrier in sorted(session.carriers, key=lambda carrier: (carrier.kind, carrier.id)):
+            yield _carrier_row(tunnel, session, carrier)
+
+
+def _carrier_row(tunnel: str, session: SessionStatus, carrier: CarrierStatus) -> Row:
+    identity = (f"{carrier.kind} {carrier.id}", tunnel, session.key_id)
+    known = is_up(carrier)
+    path = (figures.trip(carrier.rtt_ms if known else None), columns.loss(carrier.loss if known else None))
+    rate = figures.rate(measured_bps(carrier))
+    life = (figures.amount(carrier.in_flight_bytes), figures.duration(carrier.age_s))
+    amounts = (figures.amount(carrier.bytes_in), figures.amount(carrier.bytes_out))
+    place = (str(carrier.worker), carrier.local, carrier.peer)
+    return (*identity, columns.state(carrier.state), *path, rate, *life, *amounts, *place)
+
+
+def _flow_columns(modes: Collection[str]) -> Sequence[Column]:
     """Flows of a mode that no tunnel has get no column."""
     only = next(iter(modes)) if len(modes) == 1 else ""
-    flow_columns = _FLOW_COLUMNS.get(only, _ALL_FLOW_COLUMNS)
-    columns = (*_WORKER_COLUMNS[:3], *flow_columns, *_WORKER_COLUMNS[3:])
-    return _table(width, columns, (_worker_row(worker, flow_columns) for worker in workers))
+    return _FLOW_COLUMNS.get(only, _ALL_FLOW_COLUMNS)
 
 
-def _worker_row(worker: WorkerStatus, flow_columns: Sequence[Column]) -> tuple[str | Text, ...]:
+def _worker_row(worker: WorkerStatus, flow_columns: Sequence[Column]) -> Row:
     flows = (str(getattr(worker, column.heading)) for column in flow_columns)
     counts = (str(worker.carriers), str(worker.restarts))
-    memory = f"{amount(worker.arena_used_bytes)} of {amount(worker.arena_bytes)}"
-    return (str(worker.id), _state(worker.state), str(worker.pid), *flows, *counts, memory)
-
-
-def _state(word: str) -> Text:
-    return Text(word, style=_STYLES.get(word, ""))
-
-
-def _rtt(session: SessionStatus) -> str:
-    """The least and the greatest round-trip time of the carriers that are up."""
-    times = [carrier.rtt_ms for carrier in session.carriers if carrier.state == "up"]
-    if not times:
-        return "-"
-    low, high = f"{min(times):.3g}", f"{max(times):.3g}"
-    return f"{low} ms" if low == high else f"{low}-{high} ms"
-
-
-def amount(count_bytes: int) -> str:
-    """Bytes to three figures: `999 B`, `1.5 MiB`."""
-    if count_bytes < 1024:
-        return f"{count_bytes} B"
-    power = 1
-    while power < len(_UNITS) - 1 and count_bytes >= 1023.5 * 1024**power:
-        power += 1
-    value = count_bytes / 1024**power
-    return f"{value:.0f} {_UNITS[power]}" if value >= 100 else f"{value:.3g} {_UNITS[power]}"
-
-
-def duration(time_s: float) -> str:
-    """Seconds to the two largest units: `4 d 7 h`, `12 s`."""
-    left = int(time_s)
-    parts: list[str] = []
-    for unit, size_s in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size_s)
-        if count or parts or unit == "s":
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2])
+    memory = f"{figures.memory(worker.arena_used_bytes)} of {figures.memory(worker.arena_bytes)}"
+    return (str(worker.id), columns.state(worker.state), str(worker.pid), *flows, *counts, memory)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 # What an operator, a terminal or a service manager may send to the whole process group. A worker ignores these: what
 # it has to do the supervisor tells it over its channel, so that a signal to the group still drains.
@@ -23,9 +23,9 @@ NOTED = (signal.SIGCHLD, *FOR_SUPERVISOR)
 class SignalQueue:
     """The numbers of the signals that arrived, in a pipe that a selector can watch."""
 
-    def __init__(self) -> None:
+    def __init__(self, noted: Iterable[signal.Signals] = NOTED) -> None:
         self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for signum in NOTED:
+        for signum in noted:
             signal.signal(signum, _note)
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
 

@@ -8,8 +8,8 @@ from forwarder.doctor.finding import Finding, hint, not_applicable, ok, shortfal
 from forwarder.doctor.host import Host, Unseen
 from forwarder.doctor.subject import Subject
 from forwarder.doctor.wanted import LOG_FREE_BYTES, NOFILE, WORKER_BYTES
+from forwarder.figures import amount
 from forwarder.privileges import descriptors_wanted
-from forwarder.render import amount
 from workers.shm.layout import EGRESS_BYTES, INGRESS_BYTES
 
 UNLIMITED = 1 << 62

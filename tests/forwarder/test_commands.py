@@ -83,6 +83,8 @@ def test_command_line_loads_only_what_it_needs() -> None:
         ["start", "-c", "client.toml", "--log-level", "loud"],
         ["init", "relay"],
         ["status", "-c", "client.toml", "extra"],
+        ["top", "-c", "client.toml", "--interval", "0.1"],
+        ["top", "-c", "client.toml", "--interval", "nan"],
     ],
 )
 def test_wrong_usage_exits_2(arguments: list[str], started: list[Any]) -> None:
@@ -208,6 +210,27 @@ def test_status_prints_the_answer(tmp_path: Path, asked: list[Any]) -> None:
     assert (as_json.exit_code, json.loads(as_json.stdout), as_json.stdout.count("\n")) == (0, ANSWER, 1)
     assert for_people.exit_code == 0 and "degraded" in for_people.stdout
     assert [message for _, message, _ in asked] == [{"command": "status"}] * 2
+
+
+def test_status_of_one_tunnel_or_with_every_carrier(
+    tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ANSWER | {"tunnels": [ANSWER["tunnels"][0], ANSWER["tunnels"][0] | {"name": "ssh"}]}
+    monkeypatch.setattr(forwarder.control, "request", lambda *_: other)
+    file = write(tmp_path, "client")
+    one = json.loads(invoke("status", "-c", file, "--json", "--tunnel", "ssh").stdout)
+    assert [tunnel["name"] for tunnel in one["tunnels"]] == ["ssh"]
+    assert "ssh" not in invoke("status", "-c", file, "--tunnel", "web").stdout
+    assert "stripe 3" in invoke("status", "-c", file, "--carriers").stdout
+    none = invoke("status", "-c", file, "--tunnel", "kcp")
+    assert (none.exit_code, none.stdout) == (2, "")
+    assert none.stderr == "--tunnel: expected one of web, ssh, found kcp\n"
+
+
+def test_top_without_a_terminal_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    result = invoke("top", "-c", write(tmp_path, "client"))
+    line = "top: expected a terminal as standard input, found none; `forwarder status` needs none\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", line)
 
 
 @pytest.mark.parametrize("command", ["stop", "status"])

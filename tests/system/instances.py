@@ -112,6 +112,10 @@ class Instances:
             file.chmod(0o600)
         return f'key_id = "{key_id}"\nkey_file = "{file.name}"\n'
 
+    def file(self, name: str) -> Path:
+        """The configuration of the instance of that name."""
+        return self._folder / f"{name}.toml"
+
     def start(self, namespace: str, name: str, text: str) -> Instance:
         """Start an instance and wait until it is ready."""
         instance = Instance(self._lab, namespace, self._folder, name, text)
