@@ -43,7 +43,7 @@ def live(boot: Boot, birth: Birth) -> NoReturn:
         set_up(boot.settings.log, WorkerOutput(birth.log_sender), f"worker {boot.slot}")
         setproctitle(f"forwarder: worker {boot.slot}")
         if boot.settings.pin:
-            _pin(boot.slot)
+            _pin(boot.seat)
         if birth.identity is not None:
             become(birth.identity, capabilities_wanted(boot.settings))
         if die_with_parent(birth.supervisor_pid):
@@ -67,9 +67,9 @@ def run_worker(boot: Boot) -> None:
     run(boot)
 
 
-def _pin(slot: int) -> None:
+def _pin(seat: int) -> None:
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[slot % len(cores)]})
+    os.sched_setaffinity(0, {cores[seat % len(cores)]})
 
 
 def _flush() -> None:

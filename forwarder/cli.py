@@ -5,6 +5,7 @@ What a command needs is imported when it runs: `forwarder --version` loads nothi
 # ruff: noqa: PLC0415
 
 import json
+import os
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from forwarder.config import Loaded
 
 STATUS_TIMEOUT_S = 10.0
+RELOAD_TIMEOUT_S = 60.0
+"""A reload waits for its turn, and then for every worker."""
 STOP_MARGIN_S = 15.0
 """Beyond the drain itself: the supervisor's own margin, and closing."""
 
@@ -74,22 +77,18 @@ def commands() -> None:
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="debug, info, warning or error.",
 )
-def start(file: Path, daemon: bool, pid_file: Path | None, workers: int | None, log_level: str | None) -> None:
+def start(file: Path, daemon: bool, pid_file: Path | None, workers: int | None, log_level: Any) -> None:
     """Run an instance, in the foreground unless told otherwise."""
-    loaded = _load(file)
-    from msgspec.structs import replace
+    from forwarder.launch import resume, run
+    from forwarder.source import Source
+    from forwarder.upgrade import inherited
 
-    from forwarder.config import usable_cores
-    from forwarder.kernel import check_congestion
-    from forwarder.supervisor import run
-
-    settings = loaded.settings
-    check_congestion(file, settings)
-    if workers is not None:
-        settings = replace(settings, workers=workers or usable_cores())
-    if log_level is not None:
-        settings = replace(settings, log=replace(settings.log, level=log_level))
-    raise click.exceptions.Exit(run(settings, file.absolute(), pid_file, daemon))
+    source = Source(file.absolute(), workers, log_level)
+    saved = inherited(os.environ)
+    if saved is not None:
+        raise click.exceptions.Exit(resume(saved, source))
+    settings = source.applied(_load(file).settings)
+    raise click.exceptions.Exit(run(settings, source, pid_file, daemon))
 
 
 @commands.command()
@@ -102,6 +101,17 @@ def stop(file: Path, now: bool) -> None:
     instance = find_instance(file)
     timeout_s = STOP_MARGIN_S + (0.0 if now else instance.drain_timeout_s)
     _ask(instance.control_socket, {"command": "stop", "now": now}, timeout_s)
+
+
+@commands.command()
+@_config
+def reload(file: Path) -> None:
+    """Have the running instance read its file again; connections of tunnels that did not change stay."""
+    from forwarder.config import find_instance
+
+    answer = _ask(find_instance(file).control_socket, {"command": "reload"}, RELOAD_TIMEOUT_S)
+    for line in answer.get("changes") or ["nothing has changed"]:
+        click.echo(one_line(str(line)))
 
 
 @commands.command()
@@ -153,9 +163,14 @@ def top(file: Path, interval: float) -> None:
 
 @commands.command()
 @_config
-def check(file: Path) -> None:
+@click.option("--upgrade-from", metavar="V", type=int, hidden=True)
+def check(file: Path, upgrade_from: int | None) -> None:
     """Validate a configuration and print what is in effect, keys hidden."""
     loaded = _load(file)
+    if upgrade_from is not None:
+        from forwarder.upgrade import check_upgrade
+
+        check_upgrade(upgrade_from)
     from forwarder.effective import effective_toml
 
     click.echo(effective_toml(loaded.settings), nl=False)
@@ -242,5 +257,7 @@ def _ask(control_socket: Path, message: dict[str, Any], timeout_s: float) -> dic
     except ControlError as error:
         raise ForwarderError(str(error)) from error
     if "error" in answer:
-        raise ForwarderError(str(answer["error"]))
+        refusal = ForwarderError(one_line(str(answer["error"])))
+        refusal.code = int(answer.get("code", refusal.code))
+        raise refusal
     return answer

@@ -131,7 +131,9 @@ class ControlServer:
         """Owns `listener`. `handle` calls `reply` once for each request."""
         self._path = path
         self._listener = listener
-        self._inode = path.stat().st_ino
+        self._inode = 0
+        with contextlib.suppress(FileNotFoundError):  # somebody may have removed it before an upgrade
+            self._inode = path.stat().st_ino
         self._selector = selector
         self._handle = handle
         self._clients: list[Client] = []
@@ -146,6 +148,19 @@ class ControlServer:
         client.to_send += msgspec.json.encode(message) + b"\n"
         if not client.in_turn:
             self._serve(client)
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def fileno(self) -> int:
+        """The listening socket's."""
+        return self._listener.fileno()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for an answer."""
+        return not any(client.asked or client.to_send for client in self._clients)
 
     def close(self) -> None:
         """Removes the socket from the file system; clients that stay are left to the end of the process."""

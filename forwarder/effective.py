@@ -24,7 +24,7 @@ _TOLD = frozenset(
     {"name", "index", "ports", "remote_end", "more_ends", "hosts", "sources"}
     | {"local", "listen", "target", "somaxconn", "auto"}
 )
-"""Fields that have keys of another shape; `_tunnel_table` writes them."""
+"""Fields that have keys of another shape; `tunnel_table` writes them."""
 
 _FILE_KEYS = {setting: key for key, setting in SETTING_NAMES.items()}
 
@@ -41,7 +41,7 @@ def effective_toml(settings: Settings) -> str:
     sections.append(("log", _keys_of(settings.log, *settings.log.__struct_fields__)))
     if settings.role == "server":
         sections += [("client", [_key_table(key)]) for key in settings.keys]
-    sections += [("tunnel", [_tunnel_table(each)]) for each in settings.tunnels]
+    sections += [("tunnel", [tunnel_table(each)]) for each in settings.tunnels]
     return "\n".join(
         toml.dumps(part).strip() + "\n" for part in (general, *({name: table} for name, table in sections))
     )
@@ -52,7 +52,7 @@ def _key_table(key: Key) -> dict[str, Any]:
     return table if key.tunnels is None else table | {"tunnels": sorted(key.tunnels)}
 
 
-def _tunnel_table(tunnel: Tunnel) -> dict[str, Any]:
+def tunnel_table(tunnel: Tunnel) -> dict[str, Any]:
     """First what stands at the start of every such table, then the rest in the settings' order."""
     table: dict[str, Any] = {"name": tunnel.name, "mode": tunnel.mode}
     match tunnel:

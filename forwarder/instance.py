@@ -94,6 +94,17 @@ class PidFile:
                 fresh.unlink()
             raise _refused("pid file", self._path, error) from None
 
+    def saved(self) -> tuple[str, int]:
+        """Path and descriptor, for `restored`."""
+        return str(self._path), self._fd
+
+    @classmethod
+    def restored(cls, saved: tuple[str, int]) -> "PidFile":
+        """The same one, held by this process under another program."""
+        pid_file = cls(Path(saved[0]))
+        pid_file._fd = saved[1]
+        return pid_file
+
     def _refuse_if_held(self) -> None:
         try:
             held = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -5,8 +5,9 @@ Tunnel index -> sockets. What stands where, by the tunnel's mode and role:
 - stripe: listening TCP sockets, one for each address of `local` or `listen`. All workers share them, without
   SO_REUSEPORT: a worker that dies leaves its pending connections to the others.
 - spray, client: UDP sockets on `local`, one group for each of its addresses with one socket for each worker, in the
-  order of the slots. SO_REUSEPORT spreads applications over them by their addresses. A worker gets its own alone
-  (`share_of`), which is the first of its list; what waits in it when the worker dies, its successor reads.
+  order of the seats. SO_REUSEPORT spreads applications over them by their addresses. A worker gets its own alone
+  (`share_of`); what waits in them when the worker dies, its successor reads. A group grows with the number of workers
+  and never shrinks, since a closed socket loses what waits in it: with fewer workers each has several.
 - spray, server: for each carrier, in the order of `carriers`, its sockets, one for each address of `listen`: a UDP
   socket, or a listening TCP socket for fake TCP. Every worker has all of them, and reads those that it owns.
 """
@@ -19,7 +20,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from forwarder.errors import BootError
 from workers.settings import (
@@ -45,6 +46,8 @@ SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h; above net.core.
 PRIVILEGED_PORTS = 1024
 
 Listeners = dict[int, list[socket.socket]]
+Use = Literal["applications", "datagrams", "stripes", "port"]
+"""Who comes: TCP or UDP applications at a client, stripes or a spray port's records at a server."""
 Opener = Callable[[int, tuple[object, ...]], list[socket.socket]]
 """Address family and socket address -> sockets. Raises OSError, and then leaves none open."""
 
@@ -62,34 +65,37 @@ WILDCARD = (End(socket.AF_INET6, "::"), End(socket.AF_INET, "0.0.0.0"))
 
 
 class Wanted(NamedTuple):
-    """A port of a tunnel, and what to open there."""
+    """A port of a tunnel, and what to open there: the same one means the same sockets, whatever tunnel has it."""
 
+    use: Use
     address: Address
-    kind: Kind | None
-    open: Opener
+    kind: Kind | None = None
+
+    @property
+    def opener(self) -> Opener:
+        match self.use:
+            case "applications":
+                return partial(_open_stream, True)
+            case "stripes":
+                return partial(_open_stream, False)
+            case "datagrams":
+                return _open_group
+            case "port":
+                return _open_udp if self.kind == "udp" else _open_fake_tcp
 
     def __str__(self) -> str:
         return f"{self.address}/{self.kind}" if self.kind else str(self.address)
 
 
-def open_listeners(settings: Settings, patience_s: float = 0.0) -> Listeners:
-    """Opens them all, non-blocking. Raises BootError, and then leaves none open.
+def open_wanted(name: str, wanted: Wanted, deadline: float, known: dict[str, tuple[End, ...]]) -> list[socket.socket]:
+    """Opens what a tunnel wants at one port. Raises BootError, and then leaves none open.
 
-    patience_s: how long to wait for a taken port, for a predecessor that was killed and is just being cleared away.
+    deadline: until when to wait for a taken port, for a predecessor that was killed and is just being cleared away.
+    known: the addresses of the hosts that were looked up before.
     """
-    opened: Listeners = {}
-    deadline = time.monotonic() + patience_s
-    try:
-        for tunnel in settings.tunnels:
-            sockets = opened[tunnel.index] = []
-            ends: tuple[End, ...] = ()
-            for wanted in _wanted(tunnel, settings.workers):
-                ends = ends or _look_up(tunnel.name, wanted)
-                sockets += _open_patiently(tunnel.name, wanted, ends, deadline)
-    except BootError:
-        close_listeners(opened)
-        raise
-    return opened
+    host = wanted.address.host
+    ends = known[host] = known.get(host) or _look_up(name, wanted)
+    return _open_patiently(name, wanted, ends, deadline)
 
 
 def close_listeners(listeners: Listeners) -> None:
@@ -99,32 +105,57 @@ def close_listeners(listeners: Listeners) -> None:
     listeners.clear()
 
 
-def share_of(listeners: Listeners, settings: Settings, slot: int) -> Listeners:
-    """What the worker of that slot gets."""
+def share_of(listeners: Listeners, settings: Settings, seat: int, workers: int) -> Listeners:
+    """What the worker of that seat gets, of so many."""
     own = {tunnel.index for tunnel in settings.spray_client_tunnels}
     return {
-        index: sockets[slot :: settings.workers] if index in own else sockets for index, sockets in listeners.items()
+        index: own_share(sockets, seat, workers) if index in own else sockets for index, sockets in listeners.items()
     }
 
 
-def close_others(listeners: Listeners, settings: Settings, slot: int) -> None:
-    """Closes what is another worker's alone; called in the child."""
-    for index, kept in share_of(listeners, settings, slot).items():
-        for sock in set(listeners[index]).difference(kept):
+def own_share(sockets: list[socket.socket], seat: int, workers: int) -> list[socket.socket]:
+    """Of each group in a spray client tunnel's sockets, the seat's own."""
+    return [sock for group in groups(sockets) for sock in group[seat::workers]]
+
+
+def groups(sockets: list[socket.socket]) -> list[list[socket.socket]]:
+    """A spray client tunnel's sockets by their address, in order."""
+    found: dict[object, list[socket.socket]] = {}
+    for sock in sockets:
+        found.setdefault(sock.getsockname(), []).append(sock)
+    return list(found.values())
+
+
+def group_grown(sockets: list[socket.socket], workers: int) -> list[socket.socket]:
+    """Adds sockets to every group until it has one for each worker. Raises OSError, and then leaves all as it was."""
+    added: list[socket.socket] = []
+    grown: list[socket.socket] = []
+    try:
+        for group in groups(sockets):
+            grown += group
+            group[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            for _ in range(workers - len(group)):
+                added.append(_bind_udp(group[0].family, group[0].getsockname(), shared=True))
+                grown.append(added[-1])
+    except OSError:
+        for sock in added:
             sock.close()
+        raise
+    return grown
 
 
-def _wanted(tunnel: Tunnel, workers: int) -> Iterator[Wanted]:
+def wanted_by(tunnel: Tunnel) -> Iterator[Wanted]:
+    """The ports of a tunnel."""
     match tunnel:
         case SprayClientTunnel():
-            yield Wanted(tunnel.local, "udp", partial(_open_group, workers))
+            yield Wanted("datagrams", tunnel.local, "udp")
         case SprayServerTunnel():
             for kind, port in tunnel.carriers:
-                yield Wanted(Address(tunnel.listen, port), kind, _open_udp if kind == "udp" else _open_fake_tcp)
+                yield Wanted("port", Address(tunnel.listen, port), kind)
         case StripeClientTunnel():
-            yield Wanted(tunnel.local, None, partial(_open_stream, True))
+            yield Wanted("applications", tunnel.local)
         case _:
-            yield Wanted(tunnel.listen, None, partial(_open_stream, False))
+            yield Wanted("stripes", tunnel.listen)
 
 
 def _look_up(name: str, wanted: Wanted) -> tuple[End, ...]:
@@ -164,7 +195,7 @@ def _open_all(ends: tuple[End, ...], wanted: Wanted) -> list[socket.socket]:
     missing: OSError | None = None
     for end in ends:
         try:
-            opened += wanted.open(end.family, (end.host, wanted.address.port, *end.rest))
+            opened += wanted.opener(end.family, (end.host, wanted.address.port, *end.rest))
         except OSError as error:
             if error.errno not in NO_FAMILY:
                 for sock in opened:
@@ -203,18 +234,9 @@ def _open_udp(family: int, where: tuple[object, ...]) -> list[socket.socket]:
     return [_bind_udp(family, where)]
 
 
-def _open_group(workers: int, family: int, where: tuple[object, ...]) -> list[socket.socket]:
-    """One socket for each worker, and no socket of another process among them: the first one is bound alone."""
-    group = [_bind_udp(family, where)]
-    try:
-        group[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        where = group[0].getsockname()
-        group += (_bind_udp(family, where, shared=True) for _ in range(workers - 1))
-    except OSError:
-        for sock in group:
-            sock.close()
-        raise
-    return group
+def _open_group(family: int, where: tuple[object, ...]) -> list[socket.socket]:
+    """The first socket of a group, bound alone: no socket of another process is among those that join it."""
+    return [_bind_udp(family, where)]
 
 
 def _bind_udp(family: int, where: tuple[object, ...], shared: bool = False) -> socket.socket:

@@ -132,6 +132,18 @@ class FileOutput(Output):
         if self._has_standard_error:
             self.take_standard_error()
 
+    def move(self, path: str | None) -> None:
+        """Goes to another file from now on. Raises BootError, and then stays."""
+        other = FileOutput(path)
+        self.close()
+        self._path, self._fd, self._may_block = other._path, other._fd, other._may_block
+        if self._has_standard_error:
+            self.take_standard_error()
+
+    @property
+    def has_standard_error(self) -> bool:
+        return self._has_standard_error
+
     def close(self) -> None:
         if self._fd not in (STDERR, -1):
             os.close(self._fd)
@@ -212,12 +224,20 @@ class WorkerOutput(Output):
 class WorkerLines:
     """The socket pair by which finished lines of all workers reach the one Output."""
 
-    def __init__(self) -> None:
-        self._receiver, self.sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    def __init__(self, saved: tuple[int, int] | None = None) -> None:
+        """saved: the descriptors that another program of this process left."""
+        if saved is None:
+            self._receiver, self.sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        else:
+            self._receiver, self.sender = (socket.socket(fileno=fd) for fd in saved)
         self._receiver.setblocking(False)
 
     def fileno(self) -> int:
         return self._receiver.fileno()
+
+    def saved(self) -> tuple[int, int]:
+        """The descriptors of both ends."""
+        return self._receiver.fileno(), self.sender.fileno()
 
     def pass_on(self, output: Output, lines_max: int = 256) -> None:
         """Writes what has arrived, within reason for one turn."""

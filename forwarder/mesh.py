@@ -6,6 +6,7 @@ forked meanwhile can be given them.
 
 import os
 
+from forwarder.upgrade import MeshState
 from workers.boot import PeerFds, RingFds
 from workers.shm.arena import arena_size
 from workers.shm.layout import EGRESS_BYTES, INGRESS_BYTES
@@ -53,6 +54,16 @@ class Mesh:
 
     def peers(self, of: int) -> list[PeerFds]:
         return [self.peer(of, slot) for slot in sorted(self.serials) if slot != of]
+
+    def saved(self) -> MeshState:
+        """All of it, as descriptors, for `restore`."""
+        rings = [(one, other, ring) for (one, other), ring in self._rings.items()]
+        return MeshState(dict(self.serials), dict(self._arenas), rings)
+
+    def restore(self, saved: MeshState) -> None:
+        """Takes the descriptors over."""
+        self.serials, self._arenas = dict(saved.serials), dict(saved.arenas)
+        self._rings = {(one, other): ring for one, other, ring in saved.rings}
 
     def close_in_child(self, of: int) -> None:
         """Closes what the worker in `of` has no part in: the rings between others."""

@@ -132,7 +132,7 @@ def raise_descriptor_limit() -> int:
 
 def descriptors_wanted(settings: Settings) -> int:
     """What the busiest process opens when every stripe and port is up, with some spare for what they carry."""
-    workers = settings.workers
+    workers = 2 * settings.workers  # while one generation follows another
     mesh = 3 * workers * (workers - 1) + 8 * workers
     stripes = sum(tunnel.somaxconn for tunnel in settings.client_tunnels)
     ports = sum(len(tunnel.carriers) for tunnel in settings.spray_tunnels)

@@ -54,12 +54,18 @@ def _note(signum: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-    """Holds back all that is noted, until the end of the block or `reset_in_worker`."""
+    """Holds back all that is noted, until the end of the block or `reset_in_worker`; a successor of this program until
+    `let_come`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, NOTED)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTED)
+        let_come()
+
+
+def let_come() -> None:
+    """Ends what `blocked` began, perhaps in the program before this one. What came meanwhile arrives now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTED)
 
 
 def reset_in_worker() -> None:

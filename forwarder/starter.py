@@ -17,6 +17,8 @@ Role = Literal["client", "server"]
 KEY_ID = "laptop"
 
 _GENERAL = """
+# What changes below applies with `forwarder reload`, except role, suite, user, group, pin and control.socket.
+
 # Worker processes, 0 to 64. 0: one per core that this process may use.
 workers = 0
 
@@ -36,7 +38,7 @@ suite = "aes256gcm"
 
 _SECTIONS = """
 [control]
-# Where `forwarder status` and `forwarder stop` reach this instance. A relative path is relative to this file.
+# Where `forwarder status`, `reload` and `stop` reach this instance. A relative path is relative to this file.
 # Default, after this file's name: /run/forwarder/{role}.sock as root, else in $XDG_RUNTIME_DIR/forwarder, else in
 # the temporary directory.
 #socket = "/run/forwarder/{role}.sock"
@@ -130,6 +132,7 @@ _CLIENT = """# forwarder, client: makes TCP and UDP ports of a server's network 
 #   forwarder check -c {role}.toml     what is in effect, or the first mistake
 #   forwarder start -c {role}.toml
 #   forwarder status -c {role}.toml
+#   forwarder reload -c {role}.toml    after a change of this file: connections stay
 
 role = "client"
 {general}
@@ -170,6 +173,7 @@ _SERVER = """# forwarder, server: lets clients with a key reach TCP and UDP port
 #   forwarder check -c {role}.toml     what is in effect, or the first mistake
 #   forwarder start -c {role}.toml
 #   forwarder status -c {role}.toml
+#   forwarder reload -c {role}.toml    after a change of this file: connections stay
 
 role = "server"
 {general}{sections}

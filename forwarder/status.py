@@ -35,11 +35,11 @@ class Round:
 class StatusDesk:
     """Answers clients. One round at a time; who asks meanwhile gets the next one, so that no answer is stale."""
 
-    def __init__(self, settings: Settings, crew: Crew, patience_s: float) -> None:
-        self._settings = settings
+    def __init__(self, crew: Crew, patience_s: float, started_s: float | None = None) -> None:
+        """started_s: when this instance started, if it was before now."""
         self._crew = crew
         self._patience_s = patience_s
-        self._started_s = time.monotonic()
+        self.started_s = time.monotonic() if started_s is None else started_s
         self._asked: list[Client] = []
         self._counts = False
         self._round: Round | None = None
@@ -92,20 +92,24 @@ class StatusDesk:
 
     def _answer(self, done: Round, now: float, phase: str) -> dict[str, Any]:
         reports = [done.reports[slot] for slot in sorted(done.reports)]
+        running = self._crew.running
         answer = {
-            "role": self._settings.role,
+            "role": running.settings.role,
             "version": __version__,
             "pid": os.getpid(),
-            "uptime_s": round(now - self._started_s, 3),
+            "uptime_s": round(now - self.started_s, 3),
             "workers": [msgspec.to_builtins(self._worker(slot, done)) for slot in self._crew.slots],
-            "tunnels": merge_tunnels(self._settings, reports, phase),
+            "tunnels": merge_tunnels(running.settings, reports, phase, running.order),
         }
         return answer | ({"open": [report.open for report in reports]} if done.counts else {})
 
     def _worker(self, slot: Slot, done: Round) -> WorkerStatus:
-        if slot.index in done.reports:
-            return msgspec.structs.replace(done.reports[slot.index].worker, restarts=slot.restarts)
         worker = slot.worker
+        if slot.index in done.reports:
+            report = done.reports[slot.index].worker
+            leaving = worker is not None and worker.state is State.LEAVING
+            state = State.LEAVING.value if leaving else report.state
+            return msgspec.structs.replace(report, state=state, restarts=slot.restarts)
         if worker is None:
             return WorkerStatus(slot.index, 0, 0, "down", 0, 0, 0, slot.restarts, 0, 0)
         state = "down" if slot.index in done.waiting else State.STARTING.value  # started after the question
@@ -129,9 +133,16 @@ def read_report(fd: int) -> WorkerReport:
         raise ValueError("a report is nested too deeply") from error
 
 
-def merge_tunnels(settings: Settings, reports: Sequence[WorkerReport], phase: str) -> list[dict[str, Any]]:
-    """Every configured tunnel, in the file's order. phase: the instance's own state word."""
-    merged = {tunnel.name: TunnelStatus(tunnel.name, tunnel.mode, "", 0, 0, 0, 0, 0, []) for tunnel in settings.tunnels}
+def merge_tunnels(
+    settings: Settings, reports: Sequence[WorkerReport], phase: str, order: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Every configured tunnel by its name, in the file's order, then those that are gone from it and still drain.
+
+    phase: the instance's own state word. order: the names, where the indices do not tell.
+    """
+    configured = {tunnel.name: tunnel.mode for tunnel in settings.tunnels}
+    names = order or configured
+    merged = {name: TunnelStatus(name, configured[name], "", 0, 0, 0, 0, 0, []) for name in names}
     for report in reports:
         for share in report.tunnels:
             whole = merged.setdefault(share.name, TunnelStatus(share.name, share.mode, "", 0, 0, 0, 0, 0, []))
@@ -139,7 +150,10 @@ def merge_tunnels(settings: Settings, reports: Sequence[WorkerReport], phase: st
     if phase == "up" and not reports:
         phase = "down"
     for tunnel in merged.values():
-        tunnel.state = phase if phase != "up" or settings.role == "server" else _client_state(tunnel)
+        if phase == "up" and tunnel.name not in configured:
+            tunnel.state = "draining"
+        else:
+            tunnel.state = phase if phase != "up" or settings.role == "server" else _client_state(tunnel)
     return [msgspec.to_builtins(tunnel) for tunnel in merged.values()]
 
 

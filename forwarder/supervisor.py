@@ -1,7 +1,9 @@
 """The supervisor: opens what needs rights, forks the workers, replaces those that die, and carries no traffic.
 
-Its policy, in the order of `Supervisor`: start; a turn (what has come in, then what is due); replace the dead; kill
-the hung; stop. One thread and no gevent: a worker imports that after the fork.
+Its policy, in the order of `Supervisor`: start; a turn (what has come in, then what is due); another program;
+replace the dead; kill the hung; stop. What may change meanwhile is in `forwarder.changes`.
+
+One thread and no gevent: a worker imports that after the fork.
 """
 
 import enum
@@ -11,51 +13,33 @@ import selectors
 import signal
 import time
 import traceback
-from dataclasses import dataclass
 from logging import CRITICAL, ERROR, INFO, WARNING
 from pathlib import Path
 
-from setproctitle import setproctitle
-
 from forwarder import __version__, logs
-from forwarder.child import WorkerMain, run_worker
+from forwarder.changes import STOPPING, Changes
+from forwarder.child import WorkerMain
 from forwarder.control import Client, ControlServer, Message
 from forwarder.crew import Crew
-from forwarder.daemon import Announcement, detach
+from forwarder.daemon import Announcement
+from forwarder.doors import taken_over
 from forwarder.errors import BootError
+from forwarder.generation import Standing
 from forwarder.instance import PidFile, take_control_socket
-from forwarder.listeners import close_listeners, open_listeners
 from forwarder.logs import log
 from forwarder.privileges import descriptors_wanted, identity_wanted, raise_descriptor_limit
 from forwarder.raw import check_raw
-from forwarder.signals import SignalQueue
+from forwarder.reload import Running
+from forwarder.signals import SignalQueue, blocked, let_come
 from forwarder.slots import Slot, State, Worker, describe_exit
+from forwarder.source import Source
 from forwarder.status import StatusDesk
-from workers.boot import Drain, Drained, Failed, FromWorker, Quit, Ready, StatusReply
+from forwarder.timing import Timing
+from forwarder.upgrade import Program
+from forwarder.upgrade import State as Saved
+from forwarder.upgrading import Upgrading, generations_saved, restore
+from workers.boot import Drain, Drained, Failed, FromWorker, Quit, Ready, Reconfigured, StatusReply
 from workers.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How patient the supervisor is. A worker beats once a tick; one that dies before `young_s` delays the next."""
-
-    tick_s: float = 0.5
-    hung_ticks: int = 4
-    start_ticks: int = 60
-    young_s: float = 10.0
-    backoff_first_s: float = 0.25
-    backoff_max_s: float = 5.0
-    early_deaths_max: int = 5
-    drain_margin_s: float = 5.0
-    quit_grace_s: float = 1.0
-    status_s: float = 2.0
-    predecessor_s: float = 2.0  # for the ports of an instance that was killed a moment ago
-
-    def respawn_delay_s(self, young_deaths: int) -> float:
-        """How long a slot stays empty: not at all after the first death, then longer while they keep dying young."""
-        if young_deaths < 2:
-            return 0.0
-        return min(self.backoff_max_s, self.backoff_first_s * 2.0 ** min(young_deaths - 2, 32))
 
 
 class Phase(enum.Enum):
@@ -67,66 +51,27 @@ class Phase(enum.Enum):
     QUITTING = "down"
 
 
-def run(
-    settings: Settings,
-    config_path: Path,
-    pid_file: Path | None = None,
-    daemon: bool = False,
-    *,
-    worker_main: WorkerMain = run_worker,
-    timing: Timing | None = None,
-) -> int:
-    """Runs the instance to its end or, with `daemon`, until it serves in the background. Returns the exit code.
-
-    What went wrong is one line on standard error. worker_main: what a worker runs after the fork.
-    """
-    announcement = Announcement()
-    output: logs.FileOutput | None = None
-    try:
-        if daemon and settings.log.file is None:
-            raise BootError(78, f"{config_path}: log.file: expected a file for --daemon, found none")
-        control_path = Path(settings.control_socket).absolute()
-        pid = PidFile(pid_file) if pid_file is not None else None
-        output = logs.FileOutput(settings.log.file)
-        if daemon:
-            outcome = detach()
-            if isinstance(outcome, int):
-                return outcome
-            announcement = outcome
-            output.take_standard_error()
-        logs.set_up(settings.log, output, "supervisor")
-        setproctitle(f"forwarder: supervisor {config_path.name}")
-        timing = timing or Timing()
-        return Supervisor(settings, control_path, announcement, output, pid, worker_main, timing).run()
-    except BootError as error:
-        announcement.failed(error.code, error.message)
-        return error.code
-    finally:
-        announcement.close()
-        if output is not None:
-            output.close()
-
-
 class Supervisor:
     """One running instance."""
 
     def __init__(
         self,
-        settings: Settings,
-        control_path: Path,
+        running: Running,
+        source: Source,
+        program: Program,
         announcement: Announcement,
         output: logs.FileOutput,
         pid_file: PidFile | None,
         worker_main: WorkerMain,
         timing: Timing,
+        saved: Saved | None = None,
     ) -> None:
-        """`announcement` and `output` stay the caller's."""
-        self._settings = settings
-        self._control_path = control_path
+        """`announcement` and `output` stay the caller's. saved: what this process was under another program."""
         self._announcement = announcement
         self._output = output
         self._pid_file = pid_file
         self._timing = timing
+        self._saved = saved
         self._phase = Phase.STARTING
         self._opened = False
         self._exit_code = 0
@@ -135,9 +80,14 @@ class Supervisor:
         self._control: ControlServer | None = None
         self._selector = selectors.DefaultSelector()
         self._signals = SignalQueue()
-        self._worker_lines = logs.WorkerLines()
-        self._crew = Crew(settings, self._selector, self._on_message, worker_main)
-        self._desk = StatusDesk(settings, self._crew, self._timing.status_s)
+        self._worker_lines = logs.WorkerLines(saved.log_lines if saved is not None else None)
+        self._crew = Crew(running, self._selector, self._on_message, worker_main)
+        self._desk = StatusDesk(self._crew, self._timing.status_s, saved.started_s if saved is not None else None)
+        self._changes = Changes(source, program, self._crew, output, timing, self._reply, self._become_another)
+
+    @property
+    def _settings(self) -> Settings:
+        return self._crew.running.settings
 
     # Start
 
@@ -162,24 +112,40 @@ class Supervisor:
         """First everything that may be refused, then the workers."""
         identity = identity_wanted(self._settings.user, self._settings.group)
         limit, wanted = raise_descriptor_limit(), descriptors_wanted(self._settings)
-        if self._pid_file is not None:
-            self._pid_file.take()
-        listener, stale = take_control_socket(self._control_path)
-        self._control = ControlServer(self._control_path, listener, self._selector, self._on_command)
-        check_raw(self._settings)
-        self._crew.listeners = open_listeners(self._settings, self._timing.predecessor_s if stale else 0.0)
         self._selector.register(self._signals, selectors.EVENT_READ, lambda _: self._on_signals())
         self._selector.register(
             self._worker_lines, selectors.EVENT_READ, lambda _: self._worker_lines.pass_on(self._output)
         )
-        self._opened, workers = True, self._settings.workers
+        self._crew.set_up(self._worker_lines.sender, identity, self._close_in_child)
+        if self._saved is not None:
+            self._take_over(self._saved)
+            return
+        if self._pid_file is not None:
+            self._pid_file.take()
+        path = Path(self._settings.control_socket).absolute()
+        listener, stale = take_control_socket(path)
+        self._control = ControlServer(path, listener, self._selector, self._on_command)
+        check_raw(self._settings)
+        workers = self._settings.workers
+        self._crew.doors.open_missing(self._settings, workers, self._timing.predecessor_s if stale else 0.0)
+        self._opened = True
         log(INFO, "forwarder starts", version=__version__, role=self._settings.role, pid=os.getpid(), workers=workers)
         if limit < wanted:
             log(WARNING, "the limit of open files is low", limit=limit, wanted=wanted)
         try:
-            self._crew.start(self._worker_lines.sender, identity, self._close_in_child)
+            self._crew.start(workers)
         except OSError as error:
             raise BootError(69, f"cannot start {workers} workers: {error.strerror}") from None
+
+    def _take_over(self, saved: Saved) -> None:
+        """The workers first: whatever is wrong with the file or this host, they go on."""
+        self._opened, self._phase = True, Phase.SERVING
+        listener = taken_over(saved.control)
+        self._control = ControlServer(Path(saved.control_path), listener, self._selector, self._on_command)
+        restore(self._crew, saved)
+        let_come()
+        log(INFO, "upgrade: this version has taken over", version=__version__, pid=os.getpid())
+        self._changes.renew()
 
     def _close_in_child(self) -> None:
         self._selector.close()
@@ -187,6 +153,7 @@ class Supervisor:
         self._worker_lines.close_in_child()
         self._output.close()
         self._announcement.close()
+        self._changes.upgrade.close_in_child()
         if self._control is not None:
             self._control.close_in_child()
         if self._pid_file is not None:
@@ -195,7 +162,9 @@ class Supervisor:
     # A turn: what has come in, then what is due
 
     def _turn(self) -> None:
-        due = [self._next_tick_s, self._kill_s, self._desk.deadline_s, *(slot.due_s for slot in self._crew.slots)]
+        self._crew.flush()
+        due = [self._next_tick_s, self._kill_s, self._desk.deadline_s, *self._changes.deadlines]
+        due += (slot.due_s for slot in self._crew.slots if not self._changes.succession.holds_back(slot))
         next_s = min(at for at in due if at is not None)
         for key, events in self._selector.select(max(0.0, next_s - time.monotonic())):
             key.data(events)
@@ -206,20 +175,30 @@ class Supervisor:
         self._replace(now)
         for client, answer in self._desk.answers(now, self._phase.value):
             self._reply(client, answer)
+        if self._phase is Phase.SERVING:
+            self._changes.turn(now, self._is_settled)
         if self._kill_s is not None and now >= self._kill_s:
             self._crew.kill()
             self._kill_s = now + self._timing.quit_grace_s
 
     def _on_signals(self) -> None:
         for number in self._signals.take():
-            if number in (signal.SIGTERM, signal.SIGINT) and self._phase is Phase.DRAINING:
-                self._quit()
-            elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-                self._drain()
-            elif number == signal.SIGQUIT:
-                self._quit()
-            elif number == signal.SIGHUP:
-                self._reopen_log()
+            self._on_signal(number)
+
+    def _on_signal(self, number: int) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT) and self._phase is Phase.DRAINING:
+            self._quit()
+        elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            self._drain()
+        elif number == signal.SIGQUIT:
+            self._quit()
+        elif number == signal.SIGHUP:
+            self._reopen_log()
+            self._changes.wish_reload()
+        elif number == signal.SIGUSR2:
+            self._changes.wish_upgrade()
+        elif number in (signal.SIGTTIN, signal.SIGTTOU):
+            self._changes.wish_workers(1 if number == signal.SIGTTIN else -1)
 
     def _reopen_log(self) -> None:
         try:
@@ -233,14 +212,19 @@ class Supervisor:
                 worker.state, worker.served = State.READY, True
                 slot.early_deaths = worker.missed_ticks = 0
                 log(INFO, "a worker is ready", worker=slot.index, serial=worker.serial, pid=worker.pid)
-                if self._phase is Phase.STARTING and all(slot.ready for slot in self._crew.slots):
-                    self._phase = Phase.SERVING
+                if self._phase is Phase.STARTING and self._crew.serving.ready:
+                    self._phase, self._crew.serving.standing = Phase.SERVING, Standing.SERVING
                     log(INFO, "forwarder is ready", pid=os.getpid())
                     self._announcement.ready()
+                self._changes.succession.on_ready()
+            case Failed(_, line) if worker.state is State.STARTING and self._changes.succession.has(slot):
+                self._changes.succession.give_up(line)
             case Failed(code, line) if worker.state is State.STARTING:
                 self._give_up(code, line)
             case StatusReply(request):
                 self._desk.on_reply(slot.index, request, fds)
+            case Reconfigured(number):
+                self._changes.reload.on_reconfigured(slot.index, number)
             case Drained():
                 worker.state = State.LEAVING
 
@@ -248,6 +232,10 @@ class Supervisor:
         match message.get("command"):
             case "status":
                 self._desk.ask(client, counts=bool(message.get("counts")))
+            case "reload" if self._phase in (Phase.STARTING, Phase.SERVING):
+                self._changes.wish_reload(client)
+            case "reload":
+                self._reply(client, STOPPING)
             case "stop":
                 self._reply(client, {"stopping": True, "pid": os.getpid()}, stay=True)
                 if message.get("now"):
@@ -261,29 +249,69 @@ class Supervisor:
         if self._control is not None:
             self._control.reply(client, message, stay)
 
+    # Another program
+
+    def _become_another(self, upgrade: Upgrading) -> None:
+        """Signals are held back for it; those that came before are answered first, and may change everything."""
+        with blocked():
+            numbers = [number for number in self._signals.take() if number not in (signal.SIGCHLD, signal.SIGUSR2)]
+            if not numbers and self._control is not None:
+                upgrade.go(self._save(self._control))
+        for number in numbers:
+            self._on_signal(number)
+
+    def _is_settled(self) -> bool:
+        return self._crew.flush() and self._control is not None and self._control.idle
+
+    def _save(self, control: ControlServer) -> Saved:
+        crew = self._crew
+        return Saved(
+            running=crew.running,
+            generations=generations_saved(crew),
+            mesh=crew.mesh.saved(),
+            doors=crew.doors.saved(),
+            boot_id=crew.boot_id,
+            serial=crew.serial,
+            heartbeat=crew.heartbeat_memory,
+            lifetime=crew.lifetime,
+            log_lines=self._worker_lines.saved(),
+            control=control.fileno(),
+            control_path=str(control.path),
+            pid_file=self._pid_file.saved() if self._pid_file is not None else None,
+            daemon=self._output.has_standard_error,
+            started_s=self._desk.started_s,
+        )
+
     # Replace the dead
 
     def _on_death(self, slot: Slot, worker: Worker, status: int, now: float) -> None:
         self._desk.on_death(slot.index)
+        self._changes.reload.on_death(slot.index)
         if self._phase in (Phase.DRAINING, Phase.QUITTING):
+            return
+        dead = {"worker": slot.index, "serial": worker.serial, "pid": worker.pid, "exit": describe_exit(status)}
+        if self._crew.generation_of(slot).standing is Standing.RETIRING:
+            log(INFO if status == 0 else WARNING, "a worker of an earlier generation has ended", **dead)
+            self._crew.drop(slot)
             return
         slot.young_deaths = slot.young_deaths + 1 if now - worker.born_s < self._timing.young_s else 0
         delay_s = self._count_death(slot, early=not worker.served)
         slot.due_s = now + delay_s
-        dead = {"worker": slot.index, "serial": worker.serial, "pid": worker.pid, "exit": describe_exit(status)}
         log(WARNING, "a worker died and is replaced", **dead, delay_s=round(delay_s, 2))
+        if self._changes.succession.has(slot) and slot.early_deaths >= self._timing.early_deaths_max:
+            self._changes.succession.give_up(_too_often(slot))
 
     def _count_death(self, slot: Slot, early: bool) -> float:
         """Seconds until the next one. Raises BootError if workers cannot even start and no other one serves."""
         slot.early_deaths = slot.early_deaths + 1 if early else 0
         serving = self._phase is Phase.SERVING and any(slot.ready for slot in self._crew.slots)
-        if slot.early_deaths >= self._timing.early_deaths_max and not serving:
-            raise BootError(1, f"worker {slot.index} died {slot.early_deaths} times in a row before it was ready")
+        if slot.early_deaths >= self._timing.early_deaths_max and not (serving or self._changes.succession.busy):
+            raise BootError(1, _too_often(slot))
         return self._timing.respawn_delay_s(slot.young_deaths) * random.uniform(0.75, 1.25)
 
     def _replace(self, now: float) -> None:
         for slot in self._crew.slots:
-            if slot.due_s is None or now < slot.due_s:
+            if slot.due_s is None or now < slot.due_s or self._changes.succession.holds_back(slot):
                 continue
             try:
                 self._crew.replace(slot)
@@ -302,6 +330,9 @@ class Supervisor:
         self._next_tick_s = now + self._timing.tick_s
         for worker in self._crew.count_beats(on_time, self._timing.hung_ticks, self._timing.start_ticks):
             log(ERROR, "a worker is hung and is killed", worker=worker.slot, pid=worker.pid)
+            worker.kill(signal.SIGKILL)
+        for worker in self._crew.overstaying(now):
+            log(WARNING, "a worker of an earlier generation is killed", worker=worker.slot, pid=worker.pid)
             worker.kill(signal.SIGKILL)
 
     # Stop
@@ -328,7 +359,8 @@ class Supervisor:
     def _end(self, phase: Phase, patience_s: float) -> None:
         self._phase = phase
         self._kill_s = time.monotonic() + patience_s
-        close_listeners(self._crew.listeners)
+        self._changes.stop()
+        self._crew.doors.close()
         for slot in self._crew.slots:
             slot.due_s = None
 
@@ -343,6 +375,7 @@ class Supervisor:
 
     def _close(self) -> None:
         self._crew.close()
+        self._changes.stop()
         self._worker_lines.pass_on(self._output)
         if self._control is not None:
             self._control.close()
@@ -351,3 +384,7 @@ class Supervisor:
         self._worker_lines.close()
         self._signals.close()
         self._selector.close()
+
+
+def _too_often(slot: Slot) -> str:
+    return f"worker {slot.index} died {slot.early_deaths} times in a row before it was ready"

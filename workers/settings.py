@@ -100,7 +100,7 @@ class SprayTunnel(msgspec.Struct, frozen=True, kw_only=True):
         return tuple((kind, port) for port in self.ports for kind in self.kinds)
 
     def owner_of(self, carrier: int, workers: int) -> int:
-        """The worker's slot. Counted by ports, moved on by one for the second kind: with the carrier index alone one of
+        """The worker's seat. Counted by ports, moved on by one for the second kind: with the carrier index alone one of
         two workers would get all fake TCP and the other all UDP."""
         port, kind = divmod(carrier, len(self.kinds))
         return (port + kind) % workers

@@ -1,4 +1,4 @@
-"""A worker process after the fork: build, run, drain, exit.
+"""A worker process after the fork: build, run, change, drain or retire, exit.
 
 gevent is imported here and below, never in the supervisor. The data path runs in callbacks of the event loop;
 greenlets dial, connect to targets and wait for the end.
@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 import msgspec
@@ -19,42 +19,37 @@ from gevent.hub import Hub
 
 from workers import boot as messages
 from workers.boot import Boot, PeerFds, RingFds
+from workers.change import Tunnels, reset_streams
 from workers.core import frame
 from workers.core.credit import CreditPool
+from workers.dispatch import Dispatch
 from workers.io import mesh
-from workers.io.client import ClientTunnel
-from workers.io.context import TICK_S, Context, clock_us
+from workers.io.context import TICK_S, Context, Generation, clock_us
 from workers.io.endpoint import ResetWatch
 from workers.io.memory import Memory
-from workers.io.mesh import Descriptor, Mesh, Peer
+from workers.io.mesh import Mesh
+from workers.io.retirement import Retirement
 from workers.io.server import HANDOVER, ServerTunnel
 from workers.io.session import Session
 from workers.io.spray_server import SprayServerEnd
-from workers.io.spray_tunnels import SprayEnd, start_spray_tunnels
+from workers.io.spray_tunnels import SprayEnd
 from workers.io.stripe import Staging
-from workers.shm.arena import Arena, Side
+from workers.io.succession import Succession
+from workers.report import report
+from workers.settings import Settings
+from workers.shm.arena import Arena
 from workers.shm.layout import EGRESS_BYTES, INGRESS_BYTES
-from workers.status import TunnelStatus, WorkerReport, WorkerStatus
 
 READ = 1
 HEARTBEAT_S = 0.5
 CRASHED = 70
 MESSAGE_BYTES = 65536
-PEER_FDS = 7
+MESSAGE_FDS = 64
+PEER_FDS, PEER_FDS_MAX = 7, 8
 FINAL_FLUSH_S = 0.2
 """How long resets get to leave after the drain timeout."""
 
 log = logging.getLogger("forwarder.worker")
-
-
-class MeshEnd(Protocol):
-    """A session, as the mesh sees it."""
-
-    def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
-        """One descriptor that names it."""
-
-    def on_turn_end(self) -> None:
-        """All descriptors of this turn were handed over."""
 
 
 class Worker:
@@ -63,19 +58,19 @@ class Worker:
     def __init__(self, boot: Boot) -> None:
         self._boot = boot
         self._loop = gevent.get_hub().loop
-        settings = boot.settings
         arena = Arena(boot.arena, boot.arena_bytes, INGRESS_BYTES, EGRESS_BYTES)
         memory = Memory(arena, frame.MAX_PAYLOAD_BYTES)
         memory.on_room = self._on_memory
         self._mesh = Mesh(self._loop, memory, boot.arena_bytes)
-        self._mesh.handler = self
+        own = Generation(boot.base, boot.workers)
         self._context = Context(
             loop=self._loop,
             slot=boot.slot,
             serial=boot.serial,
             boot_id=boot.boot_id,
-            workers=boot.workers,
-            settings=settings,
+            own=own,
+            home=own,
+            settings=boot.settings,
             memory=memory,
             staging=Staging(memory.outbound),
             mesh=self._mesh,
@@ -85,10 +80,15 @@ class Worker:
         )
         for peer in boot.peers:
             self._mesh.add_peer(peer)
-        self._tunnels: dict[int, ClientTunnel | ServerTunnel | SprayEnd] = {}
-        self._touched: dict[MeshEnd, None] = {}
+        self._context.read_inbox = self._on_inbox
+        self._succession = Succession(self._context, self._begin, self._take_ports)
+        self._set = Tunnels(self._context, boot.inboxes)
+        self._tunnels = self._set.ends
+        self._mesh.handler = Dispatch(self._context, self._set, self._succession)
+        self._opened: dict[int, list[socket.socket]] = {}
         self._done = Event()
         self._drain_deadline_us: int | None = None
+        self._retirement: Retirement | None = None
         self._idle = False
         self._waking = False
         self._timers: list[Any] = []
@@ -111,19 +111,8 @@ class Worker:
 
     def _start_tunnels(self) -> None:
         boot = self._boot
-        for tunnel in boot.settings.client_tunnels:
-            self._tunnels[tunnel.index] = ClientTunnel(
-                self._context,
-                tunnel,
-                boot.settings.keys[0],
-                boot.session_ids[tunnel.index],
-                boot.listeners[tunnel.index],
-            )
-        for server in boot.settings.server_tunnels:
-            self._tunnels[server.index] = ServerTunnel(
-                self._context, server, boot.listeners[server.index], boot.inboxes
-            )
-        self._tunnels.update(start_spray_tunnels(self._context, boot))
+        for tunnel in boot.settings.tunnels:
+            self._set.start(tunnel, boot.session_ids.get(tunnel.index, 0), boot.listeners[tunnel.index])
 
     def _watch(self, fd: int, callback: Any) -> None:
         watcher = self._loop.io(fd, READ)
@@ -145,9 +134,15 @@ class Worker:
 
     def _on_tick(self) -> None:
         now_us = clock_us()
-        for tunnel in self._tunnels.values():
-            tunnel.on_time(now_us)
+        self._set.on_time(now_us)
         self._context.memory.arena.trim(now_us / 1e6)
+        if self._retirement is not None:
+            if not any(end.has_conversations for end in self._spray_ends()):
+                self._succession.hand_on()
+            if not any(end.is_busy for end in self._spray_ends()):
+                self._succession.let_go()
+            if self._retirement.is_over(now_us):
+                self._done.set()
         if self._drain_deadline_us is not None and (self._is_drained() or now_us > self._drain_deadline_us):
             self._done.set()
 
@@ -155,12 +150,14 @@ class Worker:
         """No stream is left here, nor in a worker that may need the stripes of this one."""
         if len(self._context.watch) or any(session.share.streams for session in self._sessions()):
             return False
-        peers = self._mesh.peers.values()
+        self._tell_idle()
+        return all(peer.idle for peer in self._mesh.peers.values())
+
+    def _tell_idle(self) -> None:
         if not self._idle:
             self._idle = True
-            for peer in peers:
+            for peer in self._mesh.peers.values():
                 peer.send(mesh.IDLE)
-        return all(peer.idle for peer in peers)
 
     def _on_memory(self) -> None:
         if not self._waking:
@@ -176,28 +173,43 @@ class Worker:
             session.egress.arm()
 
     def _sessions(self) -> list[Session]:
-        return [session for tunnel in self._stripe_tunnels() for session in tunnel.sessions()]
-
-    def _stripe_tunnels(self) -> list[ClientTunnel | ServerTunnel]:
-        return [tunnel for tunnel in self._tunnels.values() if isinstance(tunnel, ClientTunnel | ServerTunnel)]
+        return self._set.sessions()
 
     def _spray_ends(self) -> list[SprayEnd]:
-        return [tunnel for tunnel in self._tunnels.values() if isinstance(tunnel, SprayEnd)]
+        return self._set.spray_ends()
 
     def _close(self) -> None:
         """Leave: reset what is unfinished and give the resets a moment to go out."""
-        unfinished = False
-        for session in self._sessions():
-            for stream in list(session.share.streams.values()):
-                unfinished = True
-                session.share.reset_stream(stream, frame.Reason.SHUTDOWN)
-            session.egress.pump()
-        if unfinished:
+        if reset_streams(self._sessions()):
             gevent.sleep(FINAL_FLUSH_S)
-        for tunnel in self._tunnels.values():
-            tunnel.close()
+        elif self._retirement is not None:
+            self._tell_idle()
+        while self._on_inbox():
+            pass
+        self._set.close()
         self._mesh.flush()
         self._send(messages.Drained())
+
+    # Generations
+
+    def _begin(self) -> None:
+        """Nobody older serves."""
+        log.debug("in charge slot=%d", self._context.slot)
+        for end in self._tunnels.values():
+            end.begin()
+
+    def _take_ports(self) -> None:
+        for end in self._spray_ends():
+            end.take_ports()
+
+    def _retire(self) -> None:
+        if self._retirement is None:
+            log.info("a newer generation serves slot=%d", self._context.slot)
+            self._succession.retire()
+            self._retirement = Retirement(self._sessions, self._tunnels.values, clock_us())
+            for end in self._tunnels.values():
+                end.retire()
+            self._mesh.flush()
 
     # Supervisor
 
@@ -209,28 +221,54 @@ class Worker:
 
     def _on_message(self) -> None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._boot.channel, MESSAGE_BYTES, 16)
+            data, fds, flags, _ = socket.recv_fds(
+                self._boot.channel, MESSAGE_BYTES, MESSAGE_FDS, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
         except OSError:
-            data, fds = b"", []
+            data, fds, flags = b"", [], 0
         if not data:
             self._on_orphaned()
-        message = msgspec.msgpack.decode(data, type=messages.ToWorker)
-        if isinstance(message, messages.StatusRequest):
-            self._report(message)
-        elif isinstance(message, messages.Drain):
-            self._drain(message.timeout_s)
-        elif isinstance(message, messages.Quit):
-            self._done.set()
-        elif isinstance(message, messages.PeerGone):
-            self._on_peer_gone(message.slot, message.serial)
-        elif len(fds) != PEER_FDS:
-            log.critical("no descriptors left to meet a worker slot=%d", message.slot)
+        if flags & socket.MSG_CTRUNC:
+            log.critical("no descriptors left for what the supervisor sends slot=%d", self._context.slot)
             os._exit(CRASHED)
-        else:
-            to_peer, from_peer = RingFds(*fds[1:4]), RingFds(*fds[4:7])
-            self._on_peer_joined(PeerFds(message.slot, message.serial, fds[0], to_peer, from_peer))
+        match msgspec.msgpack.decode(data, type=messages.ToWorker):
+            case messages.StatusRequest() as request:
+                self._report(request)
+            case messages.Drain(timeout_s):
+                self._drain(timeout_s)
+            case messages.Quit():
+                self._done.set()
+            case messages.Retire():
+                self._retire()
+            case messages.PeerGone(slot, serial):
+                self._on_peer_gone(slot, serial)
+            case messages.Opened(index):
+                self._opened.setdefault(index, []).extend(socket.socket(fileno=fd) for fd in fds)
+            case messages.Reconfigure() as change:
+                self._reconfigure(change, fds)
+            case messages.PeerJoined(slot, serial):
+                self._meet(slot, serial, fds)
+
+    def _meet(self, slot: int, serial: int, fds: list[int]) -> None:
+        """Seven descriptors, and perhaps the sending end of its inbox, which the own generation's are known of."""
+        assert PEER_FDS <= len(fds) <= PEER_FDS_MAX
+        for fd in fds[PEER_FDS:]:
+            sender = socket.socket(fileno=fd)
+            if self._boot.inboxes.setdefault(slot, sender) is not sender:
+                sender.close()
+        self._on_peer_joined(PeerFds(slot, serial, fds[0], RingFds(*fds[1:4]), RingFds(*fds[4:7])))
+
+    def _reconfigure(self, change: messages.Reconfigure, fds: list[int]) -> None:
+        with open(fds[0], "rb") as file:
+            file.seek(0)
+            settings = msgspec.msgpack.decode(file.read(), type=Settings)
+        logging.getLogger().setLevel(settings.log.level.upper())
+        opened, self._opened = self._opened, {}
+        self._set.change(settings, change.session_ids, opened, clock_us())
+        self._mesh.flush()
+        self._send(messages.Reconfigured(change.number))
 
     def _drain(self, timeout_s: float) -> None:
         self._context.draining = True
@@ -243,68 +281,43 @@ class Worker:
         if peer is None:
             return
         self._context.roster.pop(slot, None)
-        self._context.gone.append((slot, serial))
+        if not peer.idle:
+            self._context.gone.append((slot, serial))
         for session in self._sessions():
             session.on_peer_lost(peer)
         for end in self._spray_ends():
             end.on_peer_lost(peer)
+        self._set.on_peer_lost(peer)
+        if slot not in self._context.own and slot in self._boot.inboxes:
+            self._boot.inboxes.pop(slot).close()
         for fd in _descriptors(peer.fds):
             os.close(fd)
+        self._succession.on_peer_lost(peer)
 
     def _on_peer_joined(self, fds: PeerFds) -> None:
         peer = self._mesh.add_peer(fds)
         self._context.roster[fds.slot] = fds.serial
+        self._succession.on_peer_joined(peer)
+        self._set.on_peer_joined(peer)
         for session in self._sessions():
             session.on_peer_joined(peer)
         for end in self._spray_ends():
             end.on_peer_joined(peer)
 
-    def _on_inbox(self) -> None:
+    def _on_inbox(self) -> bool:
+        """Take one packet; False if there is none."""
         try:
             data, fds, _, _ = socket.recv_fds(self._boot.inbox, MESSAGE_BYTES, 4)
         except BlockingIOError:
-            return
+            return False
         received = [socket.socket(fileno=fd) for fd in fds]
         tunnel = self._tunnels.get(HANDOVER.unpack_from(data)[0])
         if len(received) == 1 and isinstance(tunnel, ServerTunnel | SprayServerEnd):
             tunnel.take_over(received[0], data[HANDOVER.size :])
-            return
+            return True
         for sock in received:
             sock.close()
-
-    # Mesh
-
-    def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
-        """See MeshHandler."""
-        kind, _, tunnel_index, slot, number = descriptor[:5]
-        if kind == mesh.FREE:
-            if not self._context.memory.give_back(slot, peer.slot):
-                self._mesh.dropped_descriptors += 1
-            return
-        if kind == mesh.IDLE:
-            peer.idle = True
-            return
-        tunnel = self._tunnels.get(tunnel_index)
-        session: MeshEnd | None = tunnel.find(number) if tunnel is not None else None
-        if session is None and tunnel is not None and kind in (mesh.CARRIERS, mesh.IN):
-            session = tunnel.create(number, descriptor[7] if kind == mesh.CARRIERS else descriptor[8])
-        if session is not None:
-            self._touched[session] = None
-            session.on_descriptor(peer, descriptor)
-        elif kind == mesh.IN:
-            peer.return_slot(slot)
-        elif kind == mesh.OUT:
-            _, _, _, _, _, flow, offset, _, _, value, _ = descriptor
-            peer.send(
-                mesh.BOUND, tunnel=tunnel_index, slot=slot, session=number, flow=flow, offset=offset, value2=value
-            )
-        elif kind == mesh.BOUND and not self._context.memory.give_back(slot, peer.slot):
-            self._mesh.dropped_descriptors += 1
-
-    def on_turn_end(self) -> None:
-        """See MeshHandler."""
-        while self._touched:
-            self._touched.popitem()[0].on_turn_end()
+        return True
 
     # Status
 
@@ -316,50 +329,14 @@ class Worker:
             log.warning("cannot report reason=%s", error)
 
     def _send_report(self, request: messages.StatusRequest) -> None:
-        now_us = clock_us()
-        tunnels = [tunnel.status(now_us) for tunnel in self._tunnels.values()]
-        counts = self._count_open() if request.counts else {}
-        report = WorkerReport(worker=self._status(tunnels), tunnels=tunnels, open=counts)
+        answer = report(self._context, self._tunnels.values(), counts=request.counts)
         fd = os.memfd_create("forwarder-status", os.MFD_CLOEXEC)
         try:
             with open(os.dup(fd), "wb") as file:
-                file.write(msgspec.json.encode(report))
+                file.write(msgspec.json.encode(answer))
             self._send(messages.StatusReply(request.request), (fd,))
         finally:
             os.close(fd)
-
-    def _status(self, tunnels: list[TunnelStatus]) -> WorkerStatus:
-        boot, arena = self._boot, self._context.memory.arena
-        return WorkerStatus(
-            id=boot.slot,
-            serial=boot.serial,
-            pid=os.getpid(),
-            state="draining" if self._context.draining else "up",
-            streams=sum(tunnel.flows_open for tunnel in tunnels if tunnel.mode == "stripe"),
-            conversations=sum(tunnel.flows_open for tunnel in tunnels if tunnel.mode == "spray"),
-            carriers=sum(len(session.carriers) for tunnel in tunnels for session in tunnel.sessions),
-            restarts=0,
-            arena_used_bytes=arena.used_bytes(Side.INGRESS) + arena.used_bytes(Side.EGRESS),
-            arena_bytes=INGRESS_BYTES + EGRESS_BYTES,
-        )
-
-    def _count_open(self) -> dict[str, int]:
-        context = self._context
-        counts = {
-            "descriptors": len(os.listdir("/proc/self/fd")) - 1,
-            "watchers": self._loop.activecnt,
-            "greenlets": sum(isinstance(each, gevent.Greenlet) and not each.dead for each in gc.get_objects()),
-            "slots": context.memory.arena.slots_in_use,
-            "slots_lent": context.memory.arena.slots_lent,
-            "credit_reserved_bytes": context.credit.reserved,
-            "endpoints": len(context.watch),
-            "dropped_frames": context.memory.dropped_frames,
-            "dropped_descriptors": self._mesh.dropped_descriptors,
-        }
-        for tunnel in self._tunnels.values():
-            for name, value in tunnel.count_open().items():
-                counts[name] = counts.get(name, 0) + value
-        return counts
 
 
 def _descriptors(fds: PeerFds) -> list[int]:

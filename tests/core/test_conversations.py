@@ -39,6 +39,15 @@ def test_conversation_is_found_by_source_and_by_number() -> None:
     assert list(table) == [conversation]
 
 
+def test_adopted_conversation_keeps_the_number_that_another_worker_gave_it() -> None:
+    table, number = Table(slot=3), 0x05000009
+    conversation = table.adopt(number, b"a", "heir", 4)
+    assert conversation is not None and table.by_source(b"a") is table.by_id(number) is conversation
+    assert table.adopt(number, b"b", "another", 5) is None
+    table.close(conversation)
+    assert table.by_source(b"a") is None and table.closed == [conversation]
+
+
 def test_accepted_conversation_is_found_by_number_alone() -> None:
     table = Table()
     number = 5 << 32 | 0x03000005

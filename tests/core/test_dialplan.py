@@ -165,6 +165,24 @@ def test_stripe_that_works_is_replaced_on_request_once() -> None:
     assert set(up(clock)) == {0, 1, 2}
 
 
+def test_stripe_that_the_other_end_wants_moved_is_dialled_again_whatever_becomes_of_it() -> None:
+    clock = Clock(3)
+    clock.all_up()
+    for index in range(3):
+        clock.plan.move(index)
+    first, second, third = clock.dial()
+    assert clock.now_us - SECOND_US == 5 * SPACING_US, "at the usual pace"
+    clock.plan.move(0)
+    assert clock.plan.on_lost(0, clock.now_us) is None, "no failure"
+    assert clock.plan.is_current(first)
+    for attempt in (first, second):
+        clock.succeeds(attempt)
+    assert clock.fails(third), "news"
+    clock.succeeds(clock.passes(SECOND_US)[0])
+    clock.plan.move(7)
+    assert set(up(clock)) == {0, 1, 2} and clock.passes(SECOND_US) == []
+
+
 def test_what_is_not_wanted_any_more_is_not_dialled() -> None:
     clock = Clock(6)
     clock.all_up()

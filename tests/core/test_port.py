@@ -357,6 +357,17 @@ def test_port_closed_by_the_other_end_is_dialled_again() -> None:
     assert state_of(transcript.port) is State.DEAD
 
 
+def test_port_closed_by_the_other_end_is_dialled_at_once_unless_it_always_is() -> None:
+    port = Port(0, settings(), 0, lambda: 1.0)
+    pauses = []
+    for now_us in range(SECOND, 4 * SECOND, SECOND):
+        port.on_dial(now_us)
+        port.on_established(now_us)
+        port.on_close_received(now_us)
+        pauses.append(port.deadline_us - now_us)
+    assert pauses == [0, 400_000, 800_000]
+
+
 def test_closed_port_wants_nothing() -> None:
     transcript = Transcript()
     transcript.port.close()

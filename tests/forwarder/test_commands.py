@@ -12,11 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 import forwarder.control
-import forwarder.supervisor
+import forwarder.launch
 from forwarder import __version__, config
 from forwarder.cli import commands
 from forwarder.control import ControlError
 from forwarder.errors import BootError, NotPermitted, Unavailable
+from forwarder.source import Source
 from tests.forwarder.examples import CLIENT, EXAMPLES, KEY_TEXT, SERVER, second, write
 from tests.forwarder.test_render import ANSWER
 
@@ -36,7 +37,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append(arguments)
         return 0
 
-    monkeypatch.setattr(forwarder.supervisor, "run", run)
+    monkeypatch.setattr(forwarder.launch, "run", run)
     return calls
 
 
@@ -157,7 +158,7 @@ def test_start_hands_over_the_settings(tmp_path: Path, started: list[Any], monke
     result = invoke("start", "-c", "client.toml")
     assert (result.exit_code, result.output) == (0, "")
     file = tmp_path / "client.toml"
-    assert started == [(config.load(file).settings, file, None, False)]
+    assert started == [(config.load(file).settings, Source(file), None, False)]
 
 
 def test_start_options_override_the_file(tmp_path: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,13 +183,13 @@ def test_start_that_fails_prints_one_line(
     def run(*_: Any) -> int:
         raise error
 
-    monkeypatch.setattr(forwarder.supervisor, "run", run)
+    monkeypatch.setattr(forwarder.launch, "run", run)
     result = invoke("start", "-c", write(tmp_path, "client"))
     assert (result.exit_code, result.stderr, result.stdout) == (code, "port 80: taken\n", "")
 
 
 def test_start_exits_as_the_supervisor_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarder.supervisor, "run", lambda *_: 77)
+    monkeypatch.setattr(forwarder.launch, "run", lambda *_: 77)
     assert invoke("start", "-c", write(tmp_path, "client")).exit_code == 77
 
 
@@ -202,6 +203,21 @@ def test_stop_waits_for_the_drain(tmp_path: Path, asked: list[Any]) -> None:
         {"command": "stop", "now": True},
     )
     assert timeout_s > 120 > timeout_now_s > 5
+
+
+def test_reload_tells_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[dict[str, Any]] = [
+        {"changes": ["tunnel 'web': changed (local)", "key 'a': added"]},
+        {"changes": []},
+        {"error": "it.toml: user cannot change\nwhile it runs", "code": 78},
+    ]
+    monkeypatch.setattr(forwarder.control, "request", lambda *_: answers.pop(0))
+    file = write(tmp_path, "client")
+    results = [invoke("reload", "-c", file) for _ in range(3)]
+    assert [result.exit_code for result in results] == [0, 0, 78]
+    assert results[0].stdout == "tunnel 'web': changed (local)\nkey 'a': added\n"
+    assert results[1].stdout == "nothing has changed\n"
+    assert results[2].stderr == "it.toml: user cannot change\\nwhile it runs\n"
 
 
 def test_status_prints_the_answer(tmp_path: Path, asked: list[Any]) -> None:
@@ -233,7 +249,7 @@ def test_top_without_a_terminal_is_one_line_and_exit_2(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", line)
 
 
-@pytest.mark.parametrize("command", ["stop", "status"])
+@pytest.mark.parametrize("command", ["stop", "status", "reload"])
 def test_without_an_instance_one_line_and_exit_1(tmp_path: Path, command: str) -> None:
     file = write(tmp_path, "client", f'control.socket = "own.sock"\n{CLIENT}')
     result = invoke(command, "-c", file)

@@ -11,9 +11,11 @@ import msgspec
 import pytest
 
 from forwarder.crew import Crew
-from forwarder.slots import State, Worker, describe_exit
-from forwarder.supervisor import Timing
-from workers.boot import Drained, FromWorker, Quit, Ready, StatusReply
+from forwarder.generation import Generation
+from forwarder.reload import Running, begin
+from forwarder.slots import Parcel, State, Worker, describe_exit, new_slot
+from forwarder.timing import Timing
+from workers.boot import Drained, FromWorker, Quit, Ready, Reconfigure, StatusReply
 from workers.settings import Address, Settings, SprayClientTunnel, StripeClientTunnel
 
 
@@ -25,7 +27,9 @@ def never(*_: object) -> None:
 def crew() -> Iterator[Crew]:
     """Two workers that are no processes: their heartbeats are written by hand."""
     selector = selectors.DefaultSelector()
-    made = Crew(Settings(role="client", workers=2, keys=()), selector, never, never)
+    running = Running(Settings(role="client", workers=2, keys=()), (), 0, {})
+    made = Crew(running, selector, never, never)
+    made.generations.append(Generation(0, 2, [new_slot(0, 0), new_slot(1, 1)]))
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in made.slots]
     for slot, (ours, _) in zip(made.slots, pairs, strict=True):
         slot.worker = Worker(slot.index, slot.index + 1, -1, ours, State.READY)
@@ -43,11 +47,8 @@ def test_every_tunnel_of_a_client_has_a_session_of_its_own() -> None:
     stripe = StripeClientTunnel(name="web", index=1, local=here, remote_end=here)
     spray = SprayClientTunnel(name="kcp", index=0, ports=(80,), local=here, hosts=("server",))
     settings = Settings(role="client", workers=1, keys=(), client_tunnels=(stripe,), spray_client_tunnels=(spray,))
-    selector = selectors.DefaultSelector()
-    crew = Crew(settings, selector, never, never)
-    assert crew._session_ids.keys() == {0, 1} and len(set(crew._session_ids.values())) == 2
-    crew.close()
-    selector.close()
+    running = begin(settings, iter((5, 7)).__next__)
+    assert running.session_ids == {0: 5, 1: 7} and running.order == ("kcp", "web") and running.next_index == 2
 
 
 def beat(crew: Crew, *slots: int) -> None:
@@ -161,6 +162,39 @@ class TestChannel:
             worker.send(Quit())
             sent += 1
         assert killed == [signal.SIGKILL] and sent > 100
+
+    def test_what_the_channel_does_not_take_follows_in_order_with_its_descriptors(
+        self, ends: tuple[Worker, socket.socket]
+    ) -> None:
+        worker, theirs = ends
+        before = len(os.listdir("/proc/self/fd"))
+        memories = [os.memfd_create("test") for _ in range(50)]
+        for number in range(500):
+            worker.send(Reconfigure(number), [memories[number % 50]])
+        for memory in memories:
+            os.close(memory)
+        assert worker.full and len(worker.outbox) > 100
+        got = []
+        while len(got) < 500:
+            data, fds, _, _ = socket.recv_fds(theirs, 1000, 1)
+            got.append(msgspec.msgpack.decode(data, type=Reconfigure).number)
+            assert os.readlink(f"/proc/self/fd/{fds[0]}").startswith("/memfd:test")
+            os.close(fds[0])
+            worker.flush()
+        assert got == list(range(500)) and not worker.full
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_message_for_many_is_kept_once(self, ends: tuple[Worker, socket.socket]) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        memory = os.memfd_create("test")
+        parcel = Parcel(Reconfigure(1), [memory])
+        parcel.keep()
+        parcel.keep()
+        os.close(memory)
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+        os.fstat(parcel.fds[0])
+        del parcel
+        assert len(os.listdir("/proc/self/fd")) == before
 
     def test_worker_that_is_gone_is_no_error(self, ends: tuple[Worker, socket.socket]) -> None:
         worker, theirs = ends

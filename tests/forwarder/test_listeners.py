@@ -11,15 +11,9 @@ from typing import Literal
 import pytest
 
 from forwarder import listeners
+from forwarder.doors import Doors
 from forwarder.errors import BootError
-from forwarder.listeners import (
-    DATAGRAM_BUFFER_BYTES,
-    Listeners,
-    close_listeners,
-    close_others,
-    open_listeners,
-    share_of,
-)
+from forwarder.listeners import DATAGRAM_BUFFER_BYTES, Listeners, share_of
 from workers.settings import (
     Address,
     Settings,
@@ -84,15 +78,22 @@ def datagrams_in(sock: socket.socket) -> list[bytes]:
 
 @pytest.fixture
 def opened() -> Iterator[Callable[[Settings], Listeners]]:
-    made: list[Listeners] = []
+    made: list[Doors] = []
 
     def open_(settings: Settings) -> Listeners:
-        made.append(open_listeners(settings))
-        return made[-1]
+        made.append(Doors())
+        made[-1].open_missing(settings, settings.workers)
+        return made[-1].listeners(settings)
 
     yield open_
     for each in made:
-        close_listeners(each)
+        each.close()
+
+
+def open_listeners(settings: Settings, patience_s: float = 0.0) -> Doors:
+    doors = Doors()
+    doors.open_missing(settings, settings.workers, patience_s)
+    return doors
 
 
 def test_wildcard_takes_both_families(opened: Callable[[Settings], Listeners]) -> None:
@@ -170,14 +171,16 @@ def test_port_that_a_killed_predecessor_still_holds_is_waited_for() -> None:
     taken.bind(("127.0.0.1", 0))
     taken.listen()
     threading.Timer(0.15, taken.close).start()
-    close_listeners(open_listeners(client(Address(*taken.getsockname())), patience_s=5))
+    open_listeners(client(Address(*taken.getsockname())), patience_s=5).close()
 
 
 def test_each_worker_of_a_spray_client_has_a_socket_of_its_own(opened: Callable[[Settings], Listeners]) -> None:
     settings = spray_client(Address("127.0.0.1", 0))
     everything = opened(settings)
     group = everything[2]
-    assert [share_of(everything, settings, slot) for slot in range(3)] == [{2: [sock]} for sock in group]
+    assert [share_of(everything, settings, slot, settings.workers) for slot in range(3)] == [
+        {2: [sock]} for sock in group
+    ]
     (address,) = {sock.getsockname() for sock in group}
     for sock in group:
         assert sock.type == socket.SOCK_DGRAM and not sock.getblocking() and not sock.get_inheritable()
@@ -193,31 +196,15 @@ def test_what_waits_for_a_dead_worker_is_its_successors(opened: Callable[[Settin
     settings = spray_client(Address("127.0.0.1", 0), workers=2)
     everything = opened(settings)
     address = everything[2][0].getsockname()
-    dead = [sock.dup() for sock in share_of(everything, settings, 0)[2]]
+    dead = [sock.dup() for sock in share_of(everything, settings, 0, settings.workers)[2]]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as application:
         application.bind(("127.0.0.1", 0))
         application.sendto(b"first", address)
         for sock in dead:
             sock.close()
         application.sendto(b"second", address)
-    arrived = [datagrams_in(share_of(everything, settings, slot)[2][0]) for slot in range(2)]
+    arrived = [datagrams_in(share_of(everything, settings, slot, settings.workers)[2][0]) for slot in range(2)]
     assert sorted(arrived) == [[], [b"first", b"second"]]
-
-
-def test_child_keeps_only_its_own(opened: Callable[[Settings], Listeners]) -> None:
-    settings = spray_client(Address("localhost", 0))
-    everything = opened(settings)
-    every, kept = list(everything[2]), share_of(everything, settings, 1)[2]
-    assert len(every) == 3 * len(kept) and len({sock.family for sock in kept}) == len(kept)
-    close_others(everything, settings, 1)
-    assert [sock for sock in every if sock.fileno() >= 0] == kept
-
-
-def test_child_keeps_all_that_is_shared(opened: Callable[[Settings], Listeners]) -> None:
-    settings = server(Address("127.0.0.1", 0))
-    everything = opened(settings)
-    close_others(everything, settings, 0)
-    assert everything[3][0].fileno() >= 0
 
 
 def test_group_at_the_wildcard_takes_both_families(opened: Callable[[Settings], Listeners]) -> None:

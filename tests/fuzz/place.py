@@ -152,6 +152,11 @@ class Wire:
         self.sent += data[:count]
         return count
 
+    def shutdown(self, _how: int) -> None:
+        """As socket: nothing is sent after it."""
+        if self.closed:
+            raise OSError(errno.ENOTCONN, "not connected")
+
     def setsockopt(self, *_arguments: Any) -> None:
         """Fails on a closed socket only."""
         if self.closed:

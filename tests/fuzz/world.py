@@ -213,7 +213,7 @@ class World:
         carrier._opener.max_sealed_bytes = FRAME_MAX + TAG
         stripe = make_stripe(self.context, self.tunnel.tunnel, wire, index, keys)  # type: ignore[arg-type]
         stripe.far, stripe.owner = (0, FAR_SERIAL, FAR_BOOT), session
-        session.on_far_roster({int(slot): serial for slot, serial in ROSTER}, FAR_BOOT)
+        session.far_end.on_roster({int(slot): serial for slot, serial in ROSTER}, FAR_BOOT, is_first=False)
         session.add_stripe(stripe)
         stripe.start(session)
         self.carriers.append(carrier)

@@ -14,7 +14,7 @@ from workers.core import frame
 from workers.core.datagram import RECORD_MAX
 from workers.core.handshake import WorkerId
 from workers.io import mesh, port_carrier, spray_client, spray_dial, spray_door, spray_session, spray_target
-from workers.io.context import Context
+from workers.io.context import Context, Generation
 from workers.io.memory import Memory
 from workers.io.mesh import Descriptor, Mesh, Peer
 from workers.io.port_carrier import PortCarrier
@@ -52,7 +52,16 @@ class Process:
         self.context = cast(
             Context,
             SimpleNamespace(
-                **{**fields, "loop": self.loop, "slot": slot, "serial": serial, "boot_id": 7, "workers": workers},
+                **{**fields, "loop": self.loop, "slot": slot, "serial": serial, "boot_id": 7},
+                seat=slot,
+                workers=workers,
+                own=Generation(0, workers),
+                home=Generation(0, workers),
+                in_charge=True,
+                has_ports=True,
+                retiring=False,
+                read_inbox=lambda: False,
+                is_leaving=False,
                 settings=settings,
                 memory=memory,
                 mesh=self.mesh,

@@ -16,7 +16,9 @@ class Session:
 
 def tunnel(monkeypatch: pytest.MonkeyPatch, *, keys: int, max_sessions: int) -> ServerTunnel:
     monkeypatch.setattr(server, "ServerSession", Session)
-    context: Any = SimpleNamespace(loop=None, draining=False, settings=SimpleNamespace(keys=[None] * keys))
+    context: Any = SimpleNamespace(
+        loop=None, draining=False, retiring=False, is_leaving=False, settings=SimpleNamespace(keys=[None] * keys)
+    )
     settings: Any = SimpleNamespace(name="web", handshake_timeout_s=1.0, max_sessions=max_sessions, max_streams=10)
     return ServerTunnel(context, settings, [], {})
 

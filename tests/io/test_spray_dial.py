@@ -176,15 +176,15 @@ def test_dead_port_is_dialled_again_and_the_other_carries_on(make: Make) -> None
     assert len(received(world.target)) >= 36
 
 
-def test_closed_by_the_server_it_is_dialled_again(make: Make) -> None:
+def test_closed_by_the_server_it_is_dialled_again_at_once(make: Make) -> None:
     world = make(ports=1).up()
+    before = world.carriers()[0]
     there = world.server_carriers()[0]
     session = next(iter(world.server.sessions()))
     session.remove(there, world.now_us)
     world.settle()
-    assert world.carriers() == {} and world.diallers[0].wires[0].closed
-    world.advance(600)
-    assert set(world.carriers()) == {0}
+    assert world.diallers[0].wires[0].closed
+    assert set(world.carriers()) == {0} and world.carriers()[0] is not before
 
 
 # Rotation

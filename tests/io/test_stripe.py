@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from workers.core import frame
 from workers.core.noise import Suite
-from workers.core.record import RECORD_HEADER, Opener, Sealer
+from workers.core.record import LENGTH, RECORD_HEADER, TAG, Opener, Sealer
 from workers.io.memory import Memory
 from workers.io.stripe import Staging, Stripe
 from workers.shm.arena import Arena, arena_size
@@ -75,6 +76,28 @@ class Bench:
         self.stripe = Stripe(Loop(), sock, 0, keys, memory, staging, frame_max_bytes=FRAME_MAX, now_us=0)
         self.stripe.start(self.session)
         self._sealer = Sealer(KEY, Suite.AES256GCM)
+        self._opener = Opener(KEY, Suite.AES256GCM, FRAME_MAX)
+
+    def sent(self) -> list[bytes]:
+        """The frames that have come at the peer, and b"" for the end."""
+        self.peer.settimeout(WAIT_S)
+        found, data = [], b""
+        while piece := self.peer.recv(1 << 20):
+            data += piece
+        self._opener.max_sealed_bytes = FRAME_MAX + TAG
+        while data:
+            (length,) = LENGTH.unpack_from(data)
+            end = RECORD_HEADER + length
+            view = memoryview(bytearray(length))
+            count = self._opener.open_into(data[RECORD_HEADER:end], data[:RECORD_HEADER], view)
+            found.append(bytes(view[:count]))
+            data = data[end:]
+        return found
+
+    def write(self) -> None:
+        """What the event loop does when the socket becomes writable."""
+        watcher: Any = self.stripe._write_watcher
+        watcher.callback()
 
     def record(self, length: int) -> tuple[bytes, bytes]:
         """A frame with so much payload, and its record."""
@@ -214,3 +237,45 @@ def test_stripe_short_of_memory_notices_an_end_and_garbage(bench: Bench, sent: b
     if not bench.session.lost:
         bench.read()
     assert bench.session.frames == [first] and bench.session.lost
+
+
+MOVE = frame.pack(frame.MOVE, 0, 0, 0, 0)
+
+
+def test_stripe_that_is_left_says_so_ends_its_direction_and_still_receives(bench: Bench) -> None:
+    bench.stripe.send(frame.pack(frame.PING, 0, 0, 0, 1))
+    bench.stripe.leave()
+    assert bench.sent() == [frame.pack(frame.PING, 0, 0, 0, 1), MOVE]
+    assert not bench.stripe.has_room() and not bench.stripe.has_budget
+    content, record = bench.record(100)
+    bench.peer.sendall(record)
+    bench.read()
+    bench.stripe.pong(5)
+    assert bench.session.frames == [content] and not bench.stripe.closed
+    bench.peer.close()
+    bench.read()
+    assert bench.stripe.in_order and bench.session.lost == ["closed by the peer"]
+
+
+def test_stripe_that_is_left_with_data_waiting_gives_it_to_the_kernel_first(bench: Bench) -> None:
+    bench.stripe.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    content = frame.pack(frame.DATA, 0, 0, 1, 0) + os.urandom(60_000)
+    frames = 0
+    while bench.stripe.takes_small:
+        bench.stripe.send(content)
+        bench.stripe.flush()
+        frames += 1
+    bench.stripe.leave()
+    received: list[list[bytes]] = []
+    reader = threading.Thread(target=lambda: received.append(bench.sent()))
+    reader.start()
+    while reader.is_alive():
+        if select.select([], [bench.stripe.sock], [], 0.01)[1] and bench.stripe._write_watcher.callback:  # type: ignore[attr-defined]
+            bench.write()
+    assert received == [[content] * frames + [MOVE]]
+
+
+def test_stripe_that_ends_without_a_word_did_not_end_in_order(bench: Bench) -> None:
+    bench.peer.close()
+    bench.read()
+    assert bench.stripe.closed and not bench.stripe.in_order

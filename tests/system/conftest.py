@@ -1,10 +1,12 @@
 """What system tests share: where there can be no lab they are skipped, and the links that several of them use."""
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.netlab import Lab, LabUnavailable, Link
+from tests.system.rig import Rig
 
 
 def skipped_without_lab() -> Generator[None, object, object]:
@@ -22,6 +24,14 @@ def pytest_runtest_setup() -> Generator[None, object, object]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, object, object]:
     return (yield from skipped_without_lab())
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """An instance with fake workers, to be started."""
+    made = Rig(tmp_path)
+    yield made
+    made.clear()
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,11 @@ from typing import Any
 
 from forwarder import config
 from forwarder.child import WorkerMain, run_worker
+from forwarder.launch import run
 from forwarder.logs import log
 from forwarder.privileges import PR_SET_PDEATHSIG
-from forwarder.supervisor import Timing, run
+from forwarder.source import Source
+from forwarder.timing import Timing
 from workers.boot import Boot
 
 IMPATIENT = Timing(young_s=0.0)
@@ -193,4 +195,4 @@ if __name__ == "__main__":
     _, fault, command, option, file = sys.argv
     assert (command, option) == ("start", "-c")
     settings = config.load(Path(file)).settings
-    sys.exit(run(settings, Path(file), worker_main=worker_main(fault), timing=IMPATIENT))
+    sys.exit(run(settings, Source(Path(file)), worker_main=worker_main(fault), timing=IMPATIENT))

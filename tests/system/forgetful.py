@@ -5,7 +5,8 @@ from pathlib import Path
 
 from forwarder import config
 from forwarder.child import run_worker
-from forwarder.supervisor import run
+from forwarder.launch import run
+from forwarder.source import Source
 from workers.boot import Boot
 
 
@@ -19,7 +20,7 @@ def main(idle_s: float, file: Path) -> int:
         vars(spray_session).update(IDLE_US=int(idle_s * 1e6))
         run_worker(boot)
 
-    return run(config.load(file).settings, file, worker_main=worker_main)
+    return run(config.load(file).settings, Source(file), worker_main=worker_main)
 
 
 if __name__ == "__main__":

@@ -18,17 +18,27 @@ from typing import Any
 
 import msgspec
 
+from forwarder import upgrading
+from forwarder.config import Loaded
+from forwarder.errors import ConfigError
+from forwarder.launch import resume, run
 from forwarder.logs import log
-from forwarder.supervisor import Timing, run
+from forwarder.source import Source
+from forwarder.timing import Timing
+from forwarder.upgrade import inherited
 from workers.boot import (
     Boot,
     Drain,
     Drained,
     Failed,
+    Opened,
     PeerGone,
     PeerJoined,
     Quit,
     Ready,
+    Reconfigure,
+    Reconfigured,
+    Retire,
     StatusReply,
     StatusRequest,
     ToWorker,
@@ -40,7 +50,7 @@ BEAT_S = 0.05
 
 
 class Plan(msgspec.Struct, kw_only=True):
-    """behaviour: slot -> what its first process does (all: every process of every slot)."""
+    """behaviour: slot -> what its first process does (with "!" every one of it; all: every process of every slot)."""
 
     settings: Settings
     timing: Timing
@@ -60,6 +70,7 @@ class FakeWorker:
         self.from_rings: dict[int, int] = {}
         self.inbox_count = 0
         self.drain_at: float | None = None
+        self.opened: dict[int, list[socket.socket]] = {}
 
     def note(self, event: str, **values: Any) -> None:
         line = {"event": event, "slot": self.boot.slot, "serial": self.boot.serial, "pid": os.getpid(), **values}
@@ -73,6 +84,9 @@ class FakeWorker:
             cores=sorted(os.sched_getaffinity(0)),
             stray=self.stray_fds(),
             listeners={index: len(socks) for index, socks in self.boot.listeners.items()},
+            base=self.boot.base,
+            workers=self.boot.workers,
+            boot_id=self.boot.boot_id,
         )
         if self.behaviour == "crash":
             raise RuntimeError("this fake crashes")
@@ -93,7 +107,8 @@ class FakeWorker:
         self.serials[slot] = serial
         self.arenas[slot], self.from_rings[slot] = arena, from_ring
         os.pwrite(to_ring, self.boot.serial.to_bytes(8), 0)
-        self.boot.inboxes[slot].send(b"hello")
+        if slot in self.boot.inboxes:
+            self.boot.inboxes[slot].send(b"hello")
 
     def stray_fds(self) -> list[str]:
         """What is open that the boot parameters do not explain."""
@@ -108,7 +123,7 @@ class FakeWorker:
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in known and os.path.exists(f"/proc/self/fd/{name}"):
                 stray.append(os.readlink(f"/proc/self/fd/{name}"))
-        return stray
+        return [name for name in stray if not name.startswith("/memfd:forwarder-heartbeat")]
 
     def turn(self) -> bool:
         if self.behaviour != "hang":
@@ -116,7 +131,7 @@ class FakeWorker:
         select.select([self.boot.channel], [], [], BEAT_S)
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self.boot.channel, 65536, 16)
+                data, fds, _, _ = socket.recv_fds(self.boot.channel, 65536, 64)
             except BlockingIOError:
                 break
             if not data and self.behaviour != "stubborn":
@@ -145,13 +160,38 @@ class FakeWorker:
             case PeerGone(slot, serial):
                 assert self.serials.pop(slot) == serial
             case PeerJoined(slot, serial):
-                arena, to_ring, _, _, from_ring, _, _ = fds
+                arena, to_ring, _, _, from_ring, _, _, inbox = fds
                 kinds = [os.readlink(f"/proc/self/fd/{fd}").split(" ")[0] for fd in fds]
                 self.note("joined", kinds=kinds)
+                self.boot.inboxes[slot] = socket.socket(fileno=inbox)
                 self.meet(slot, serial, arena, to_ring, from_ring)
+            case Retire() if self.behaviour != "busy":
+                self.drain_at = time.monotonic() + 0.1
+            case Opened(tunnel):
+                self.opened.setdefault(tunnel, []).extend(socket.socket(fileno=fd) for fd in fds)
+            case Reconfigure(number):
+                self.reconfigure(fds[0])
+                self.send(Reconfigured(number))
             case _:
                 pass
         return True
+
+    def reconfigure(self, memory: int) -> None:
+        """Has the listening sockets that these settings speak of, and no others."""
+        settings = msgspec.msgpack.decode(os.pread(memory, os.fstat(memory).st_size, 0), type=Settings)
+        os.close(memory)
+        for index in list(self.boot.listeners):
+            if index in self.opened or index not in [tunnel.index for tunnel in settings.tunnels]:
+                for sock in self.boot.listeners.pop(index):
+                    sock.close()
+        self.boot.listeners.update(self.opened)
+        self.opened.clear()
+        ports = {
+            tunnel.name: [tunnel.index, *(sock.getsockname()[1] for sock in self.boot.listeners.get(tunnel.index, []))]
+            for tunnel in settings.tunnels
+        }
+        keys = [[key.key_id, key.revoked] for key in settings.keys]
+        self.note("settings", ports=ports, keys=keys, workers=settings.workers, level=settings.log.level)
 
     def report(self, request: int) -> None:
         while True:
@@ -181,19 +221,44 @@ class FakeWorker:
         socket.send_fds(self.boot.channel, [msgspec.msgpack.encode(message)], fds or [])
 
 
+class PlanSource(Source):
+    """Its file is a plan."""
+
+    def read(self) -> Loaded:
+        return Loaded(read_plan(self.file).settings, ())
+
+
+def read_plan(file: Path) -> Plan:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Plan)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
 def main(plan_file: Path) -> int:
-    plan = msgspec.json.decode(plan_file.read_bytes(), type=Plan)
+    saved = inherited(os.environ)
+    plan = read_plan(plan_file)
     journal = os.open(plan.journal, os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     def worker_main(boot: Boot) -> None:
         born = {json.loads(line)["slot"] for line in os.pread(journal, 1 << 20, 0).splitlines()}
         first = boot.slot not in born
-        behaviour = plan.behaviour.get("all") or (plan.behaviour.get(str(boot.slot), "") if first else "")
-        FakeWorker(boot, behaviour, journal).run()
+        behaviour = plan.behaviour.get("all") or plan.behaviour.get(str(boot.slot), "")
+        if not first and "all" not in plan.behaviour and not behaviour.endswith("!"):
+            behaviour = ""
+        FakeWorker(boot, behaviour.rstrip("!"), journal).run()
 
     pid_file = Path(plan.pid_file) if plan.pid_file else None
-    return run(plan.settings, plan_file, pid_file, plan.daemon, worker_main=worker_main, timing=plan.timing)
+    source = PlanSource(plan_file)
+    if saved is not None:
+        return resume(saved, source, worker_main=worker_main, timing=plan.timing)
+    return run(plan.settings, source, pid_file, plan.daemon, worker_main=worker_main, timing=plan.timing)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    if "FAKE_FORMAT" in os.environ:  # every process has one of its own
+        vars(upgrading)["FORMAT"] = os.getpid()
+    if sys.argv[1] == "check":
+        read_plan(Path(sys.argv[-1]))
+    else:
+        sys.exit(main(Path(sys.argv[1])))

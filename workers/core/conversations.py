@@ -119,6 +119,14 @@ class Conversations(Generic[State]):
         assert number not in self._by_id
         return self._add(number, b"", state, now_us)
 
+    def adopt(self, number: int, key: bytes, state: State, now_us: int) -> Conversation[State] | None:
+        """A conversation of source `key` that another worker has named; None as for `open`."""
+        assert key and key not in self._by_source
+        conversation = self._add(number, key, state, now_us) if number not in self._by_id else None
+        if conversation is not None:
+            self._by_source[key] = conversation
+        return conversation
+
     def _add(self, number: int, key: bytes, state: State, now_us: int) -> Conversation[State] | None:
         if len(self._by_id) >= self._most and not self._evict(now_us):
             self.refused += 1

@@ -82,11 +82,15 @@ class DialPlan:
     def __init__(self, routes: int, spacing_us: int, life_us: int, jitter: Callable[[], float]) -> None:
         self.routes = [Route(number) for number in range(routes)]
         self.wanted: set[int] = set()
-        self._spacing_us = spacing_us
-        self._least_pause_us = life_us // CONCURRENT
+        self.pace(spacing_us, life_us)
         self._jitter = jitter
         self._next_us = 0
         self._turn = 0
+
+    def pace(self, spacing_us: int, life_us: int) -> None:
+        """Of dials from now on."""
+        self._spacing_us = spacing_us
+        self._least_pause_us = life_us // CONCURRENT
 
     @property
     def attempts(self) -> int:
@@ -134,6 +138,13 @@ class DialPlan:
         for route in self.routes:
             if route.up.pop(index, None) is not None:
                 self.home(index).todo[index] = None
+
+    def move(self, index: int) -> None:
+        """The other end wants the stripe, which is up, replaced."""
+        for route in self.routes:
+            route.drop(index)
+        if index in self.wanted and not self.has_attempt(index):
+            self.home(index).todo[index] = None
 
     def has_attempt(self, index: int) -> bool:
         """Whether a dial of that stripe is on its way."""

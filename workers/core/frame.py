@@ -28,11 +28,17 @@ GONE     slot of a dead worker               none; the serial field holds that w
 PING     sender's clock, echoed              none
 PONG     as in the PING that it answers      none
 DRAIN    0                                   none: the sender opens and accepts no more streams
+MOVE     0                                   none: the sender leaves this carrier
 
 A carrier rejects (closes on) an unknown kind or flag, a non-zero reserved field, a length that does not fit the kind.
 Flag OPENING (1) stands on every OPEN, DATA and FIN until the peer has answered: such a frame may create the stream, so
 the order in which stripes deliver does not matter. Flag BLOCKED (2) on a DATA says that another one of its size would
 exceed the credit (as DATA_BLOCKED of RFC 9000, 19.13). Flag RESET_SEEN (1) on an ACK acknowledges a RESET.
+
+MOVE: a server whose worker is on its way out asks for another carrier of this index in place of this one, and goes on
+with it until then; the client opens no more streams to that worker if it knows others. At a client that has replaced
+the carrier, MOVE is the last frame that it sends there, before it ends its direction; the server answers with MOVE and
+does the same. Both read to the end, so nothing on the way is lost.
 
 Flow id: end that opened (1 bit, 0 the client), slot of the worker that opened (7), slot of the worker that owns the
 other end (8), low byte of the opener's serial (8), counter (40). The counters of one opener and one slot are dense,
@@ -75,9 +81,10 @@ class Kind(IntEnum):
     PING = 7
     PONG = 8
     DRAIN = 9
+    MOVE = 10
 
 
-OPEN, DATA, FIN, RESET, ACK, GONE, PING, PONG, DRAIN = (int(kind) for kind in Kind)
+OPEN, DATA, FIN, RESET, ACK, GONE, PING, PONG, DRAIN, MOVE = (int(kind) for kind in Kind)
 
 
 class Reason(IntEnum):
@@ -158,7 +165,7 @@ def unpack(frame: bytes | bytearray | memoryview) -> Header:
     if length < HEADER_BYTES:
         raise RemoteProtocolError(f"frame of {length} bytes is shorter than its header")
     kind, flags, zero, serial, flow, offset = HEADER.unpack_from(frame)
-    if zero or (flags > 1 and (flags > OPENING | BLOCKED or kind != DATA)) or not OPEN <= kind <= DRAIN:
+    if zero or (flags > 1 and (flags > OPENING | BLOCKED or kind != DATA)) or not OPEN <= kind <= MOVE:
         raise RemoteProtocolError(f"frame kind {kind}, flags {flags}, reserved {zero}")
     if length != HEADER_BYTES and kind not in (DATA, ACK):
         raise RemoteProtocolError(f"frame kind {kind} with {length - HEADER_BYTES} bytes of payload")

@@ -389,9 +389,10 @@ class Port:
         return now_us >= self._expires_us
 
     def on_close_received(self, now_us: int) -> None:
-        """The other end has given the port up."""
+        """The other end has given the port up, and takes another: it is dialled at once, if it does not always fail."""
         if self.state in (State.UP, State.SUSPECT):
             self._lose(now_us, now_us - self.up_us)
+            self.deadline_us = now_us if not self.accepted and self.standing.failures <= 1 else self.deadline_us
 
     def close(self) -> None:
         """Given up for good; the owner sends CLOSE."""

@@ -70,6 +70,25 @@ class Acceptor:
         for watcher in self._watchers:
             watcher.stop()
 
+    def replace(self, listeners: list[socket.socket]) -> None:
+        """Accept at these from now on; whoever waits at the former ones is taken first."""
+        for listener in self._listeners:
+            while not self._paused and self._is_taken(listener):
+                pass
+        self.close()
+        self._listeners = listeners
+        self._watchers = [self._loop.io(listener.fileno(), READ) for listener in listeners]
+        self._paused = True
+        self.resume()
+
+    def _is_taken(self, listener: socket.socket) -> bool:
+        try:
+            sock, address = listener.accept()
+        except OSError:
+            return False
+        self._take(sock, address)
+        return True
+
     def warn(self, reason: str) -> None:
         """Log why connections are refused, now and then."""
         now_s = time.monotonic()

@@ -1,4 +1,5 @@
-"""`somaxconn = "auto"` over all workers: the one in the lowest slot decides (`workers.core.pool`), the others follow.
+"""`somaxconn = "auto"` over all workers: the one in the lowest slot of those that do not retire decides
+(`workers.core.pool`), the others follow.
 
 Every worker tells the decider what it has moved (LOAD); the decider tells all how many stripes there are to be (POOL).
 """
@@ -16,13 +17,17 @@ LEAST = 4
 
 
 class AutoSize:
-    """`resize` is told how many stripes all workers together are to have, at most `most`."""
+    """`resize` is told how many stripes all workers together are to have, at most `most`. `size`: how many they had."""
 
-    def __init__(self, context: Context, session: Session, most: int, resize: Callable[[int], None]) -> None:
+    def __init__(
+        self, context: Context, session: Session, most: int, resize: Callable[[int], None], size: int | None = None
+    ) -> None:
         self._context = context
         self._session = session
         self._resize = resize
         self._pool = Pool(max(LEAST, context.workers), most)
+        if size is not None:
+            self._pool.adopt(size)
         self._moved_bytes = 0
         self._counted: dict[Stripe, int] = {}
         self._wasted_bytes = 0
@@ -37,7 +42,7 @@ class AutoSize:
         """Every 100 ms."""
         share, live = self._session.share, self._session.liveness
         fresh_bytes = self._fresh_bytes()
-        decider = min(self._context.roster)
+        decider = self._decider()
         if decider == self._context.slot:
             self._moved_bytes += fresh_bytes
             before = self._pool.wanted
@@ -47,6 +52,11 @@ class AutoSize:
                 self._resize(self._pool.wanted)
         elif fresh_bytes > 0 and decider in self._context.mesh.peers:
             self._session.exchange.tell(self._context.mesh.peers[decider], mesh.LOAD, value=fresh_bytes)
+
+    def _decider(self) -> int:
+        context = self._context
+        staying = [slot for slot, peer in context.mesh.peers.items() if not peer.is_retiring]
+        return min(staying if context.retiring else [context.slot, *staying], default=context.slot)
 
     def _fresh_bytes(self) -> int:
         """What this worker's stripes have moved since the last call, less what was moved twice.

@@ -36,7 +36,16 @@ class ClientSession(Session):
         was_ours = self.stripes.get(stripe.index) is stripe
         super().on_stripe_lost(stripe, why)
         if was_ours and self.dialler is not None:
-            self.dialler.on_stripe_lost(stripe.index, why)
+            if stripe.in_order:
+                self.dialler.on_moved(stripe.index)
+            else:
+                self.dialler.on_stripe_lost(stripe.index, why)
+
+    def _on_moved(self, stripe: Stripe) -> None:
+        """See Session: a server's worker is on its way out."""
+        self._on_stripes_changed()
+        if self.dialler is not None:
+            self.dialler.on_moved(stripe.index)
 
     def on_peer_joined(self, peer: Peer) -> None:
         """See Session."""
@@ -64,18 +73,29 @@ class ClientTunnel:
     ) -> None:
         self.context = context
         self.tunnel = tunnel
+        self.name = tunnel.name
         self._key = key
         number = session_number(key.key_id, tunnel.name, session_id)
         self.session = ClientSession(context, tunnel, frame.CLIENT, number, 0)
         self._dialler = Dialler(context, tunnel, key, self.session, session_id, os.urandom)
         self.session.dialler = self._dialler
         self.session.liveness.on_stale = self._dialler.on_stale
-        if tunnel.auto:
-            self.session.auto = AutoSize(context, self.session, tunnel.somaxconn, self._dialler.resize)
+        self._size()
         self._waiting: deque[tuple[int, socket.socket]] = deque()
         self._refused = 0
         self._told_busy_us = 0
         self._acceptor = Acceptor(context.loop, tunnel.name, listeners, self._on_application)
+        self._departing = False
+
+    def _size(self) -> None:
+        """How many stripes there are to be, as far as that does not turn out by itself."""
+        tunnel, dialler, auto = self.tunnel, self._dialler, self.session.auto
+        self.session.auto = None
+        if tunnel.auto:
+            size = auto.wanted if auto is not None else None
+            self.session.auto = AutoSize(self.context, self.session, tunnel.somaxconn, dialler.resize, size)
+        else:
+            dialler.resize(tunnel.somaxconn)
 
     def sessions(self) -> list[Session]:
         """The sessions of this tunnel."""
@@ -149,6 +169,36 @@ class ClientTunnel:
             log.warning("session lost tunnel=%s streams=%d", self.tunnel.name, len(self.session.share.streams))
             self.session.share.abandon(frame.Reason.TIMEOUT)
 
+    def update(self, tunnel: StripeClientTunnel, key: Key, listeners: list[socket.socket]) -> None:
+        """New settings, for what is opened from now on. `listeners`: in place of the former ones, if there are any."""
+        before, self.tunnel = self.tunnel, tunnel
+        self._key = key
+        self.session.use(tunnel)
+        self._dialler.use(tunnel, key)
+        if (tunnel.auto, tunnel.somaxconn) != (before.auto, before.somaxconn):
+            self._size()
+        if listeners:
+            self._acceptor.replace(listeners)
+
+    def depart(self) -> None:
+        """The tunnel is to go: accept nothing more. Who waits is still served."""
+        self._departing = True
+        self._acceptor.close()
+
+    def begin(self) -> None:
+        """This worker is in charge now."""
+        self._dialler.resume()
+
+    def retire(self) -> None:
+        """Others accept, and dial. Who waits here is still served."""
+        self._acceptor.close()
+        self._dialler.stop()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits here."""
+        return bool(self._waiting)
+
     def stop_accepting(self) -> None:
         """Part of draining."""
         self._acceptor.close()
@@ -165,7 +215,8 @@ class ClientTunnel:
         """This worker's part of the tunnel."""
         share = self.session.share
         up, wanted = len(self.session.stripes), self._dialler.wanted
-        state = "draining" if self.context.draining else "up" if up >= wanted else "degraded" if up else "connecting"
+        is_leaving = self._departing or self.context.is_leaving
+        state = "draining" if is_leaving else "up" if up >= wanted else "degraded" if up else "connecting"
         return TunnelStatus(
             name=self.tunnel.name,
             mode="stripe",

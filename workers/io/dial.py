@@ -19,7 +19,7 @@ from workers.core import frame
 from workers.core.dialplan import Attempt, DialPlan, Route
 from workers.core.errors import RemoteProtocolError
 from workers.core.handshake import ClientHandshake, Hello, Mode, Welcome
-from workers.io import sockets
+from workers.io import mesh, sockets
 from workers.io.context import TICK_S, Context, clock_us
 from workers.io.establish import SUITES, make_stripe, record_keys
 from workers.io.reach import Reach
@@ -42,17 +42,8 @@ class Dialler:
         self._session = session
         self._session_id = session_id
         self._entropy = entropy
-        ends, sources = tunnel.remote_ends, tunnel.sources or (None,)
-        self._reaches = [
-            Reach(ends[number % len(ends)], sources[number % len(sources)], tunnel.congestion)
-            for number in range(math.lcm(len(ends), len(sources)))
-        ]
-        self._plan = DialPlan(
-            len(self._reaches),
-            int(context.workers / tunnel.dial_rate_per_s * 1e6),
-            int(tunnel.connect_timeout_s * 1e6),
-            lambda: random.uniform(0.5, 1.0),
-        )
+        self._reaches = _reaches(tunnel)
+        self._plan = DialPlan(len(self._reaches), *self._pace(), lambda: random.uniform(0.5, 1.0))
         self._greenlets: dict[Attempt, gevent.Greenlet[..., None]] = {}
         self._joining = -1
         self._used_us = clock_us()
@@ -98,7 +89,9 @@ class Dialler:
         self._want()
 
     def _want(self) -> None:
-        own = range(self._context.slot, self._most, self._context.workers)
+        if self._stopped:
+            return
+        own = range(self._context.seat, self._most if self._context.in_charge else 0, self._context.workers)
         was_capped, self._is_capped = self._is_capped, len(own) > self._allowed
         if self._is_capped and not was_capped:
             log.warning("few descriptors for stripes tunnel=%s stripes=%d", self._tunnel.name, self._allowed)
@@ -111,6 +104,22 @@ class Dialler:
                 self._give_up(attempt)
         self._wake.set()
 
+    def use(self, tunnel: StripeClientTunnel, key: Key) -> None:
+        """Other settings and another key for the dials that follow. The server and our addresses stay the same."""
+        assert (tunnel.remote_ends, tunnel.sources) == (self._tunnel.remote_ends, self._tunnel.sources)
+        self._tunnel, self._key = tunnel, key
+        self._reaches = _reaches(tunnel)
+        self._plan.pace(*self._pace())
+        self._wake.set()
+
+    def _pace(self) -> tuple[int, int]:
+        tunnel = self._tunnel
+        return int(self._context.workers / tunnel.dial_rate_per_s * 1e6), int(tunnel.connect_timeout_s * 1e6)
+
+    def resume(self) -> None:
+        """Dial what this worker should have: it is in charge now."""
+        self._want()
+
     def stop(self) -> None:
         """Dial no more."""
         self._stopped = True
@@ -122,11 +131,16 @@ class Dialler:
 
     def on_stripe_lost(self, index: int, why: str) -> None:
         """Replace a stripe, unless it is just being replaced or not needed."""
-        if index == self._joining:
+        if index == self._joining or self._stopped:
             return
         route = self._plan.on_lost(index, clock_us())
         if route is not None:
             self._warn(route, f"a stripe was lost soon after the handshake: {why}")
+        self._wake.set()
+
+    def on_moved(self, index: int) -> None:
+        """Replace a stripe whose worker at the server is on its way out."""
+        self._plan.move(index)
         self._wake.set()
 
     def on_stale(self, index: int, is_stale: bool) -> None:
@@ -212,11 +226,17 @@ class Dialler:
         stripe.owner = session
         stripe.far = (welcome.worker_slot, roster[welcome.worker_slot], welcome.boot_id)
         session.peer_text = sockets.address_text(stripe.sock, peer=True)
-        session.on_far_roster({int(slot): serial for slot, serial in roster.items()}, welcome.boot_id)
+        session.far_end.on_roster(
+            {int(slot): serial for slot, serial in roster.items()},
+            welcome.boot_id,
+            is_first=not session.liveness.total_up,
+        )
         if outage_us is not None and not welcome.session_known:
             session.share.on_forgotten(stripe.far, outage_us)
         stripe.send(frame.pack(frame.PING, 0, 0, 0, clock_us() & (2**63 - 1)))
         self._joining = stripe.index
+        session.exchange.tell_all(mesh.REPLACED, value=stripe.index)
+        self._context.mesh.flush()
         session.add_stripe(stripe)
         self._joining = -1
         if session.stripes.get(stripe.index) is not stripe:
@@ -229,6 +249,8 @@ class Dialler:
 
     def on_time(self, now_us: int) -> None:
         """Notice that failures are over, rotate old stripes, shrink the pool while nobody uses it."""
+        if self._stopped:
+            return
         for route in self._plan.on_time(now_us):
             log.info("reconnected tunnel=%s server=%s", self._tunnel.name, self._reaches[route.number])
         if self._plan.has_work:
@@ -250,6 +272,15 @@ class Dialler:
             if now_us - stripe.up_since_us > after_s * 1e6:
                 self._plan.refresh(stripe.index)
                 self._wake.set()
+
+
+def _reaches(tunnel: StripeClientTunnel) -> list[Reach]:
+    """Every route."""
+    ends, sources = tunnel.remote_ends, tunnel.sources or (None,)
+    return [
+        Reach(ends[number % len(ends)], sources[number % len(sources)], tunnel.congestion)
+        for number in range(math.lcm(len(ends), len(sources)))
+    ]
 
 
 def _shake_hands(sock: socket.socket, handshake: ClientHandshake) -> Welcome:

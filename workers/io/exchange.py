@@ -113,7 +113,7 @@ class Exchange:
         self.last_guest_us = 0
         self.pass_guest: Callable[[Guest], bool] = lambda guest: False
         self._context = context
-        self._tunnel = tunnel
+        self.tunnel = tunnel
         self._share = share
         self._stripes = stripes
         self._number = number
@@ -128,6 +128,11 @@ class Exchange:
     def up(self) -> int:
         """Stripes that other workers have up."""
         return sum(remote.up for remote in self._remotes.values())
+
+    @property
+    def up_elsewhere(self) -> int:
+        """Those of workers that do not retire."""
+        return sum(remote.up for remote in self._remotes.values() if not remote.peer.is_retiring)
 
     @property
     def usable(self) -> int:
@@ -158,7 +163,7 @@ class Exchange:
         """What is known of a worker's stripes."""
         remote = self._remotes.get(peer.slot)
         if remote is None or remote.peer is not peer:
-            remote = self._remotes[peer.slot] = RemoteStripes(peer, self._tunnel.frame_max_bytes)
+            remote = self._remotes[peer.slot] = RemoteStripes(peer, self.tunnel.frame_max_bytes)
         return remote
 
     def tell_all(self, kind: int, **fields: int) -> None:
@@ -168,7 +173,7 @@ class Exchange:
 
     def tell(self, peer: Peer, kind: int, *, lazy: bool = False, **fields: int) -> None:
         """Send a worker a descriptor of this session, with the fields of `Peer.send`."""
-        peer.send(kind, tunnel=self._tunnel.index, session=self._number, lazy=lazy, **fields)
+        peer.send(kind, tunnel=self.tunnel.index, session=self._number, lazy=lazy, **fields)
 
     def tell_carriers(self, peer: Peer, far: Owner | None, rtt_us: int, usable: int) -> None:
         """Tell a worker how many stripes we have, how many of them do not stall, how long their round trip takes, and
@@ -294,7 +299,7 @@ class Exchange:
             return
         path = None
         if sent:
-            remote.frame_bytes = min(max(size, FRAME_MIN), self._tunnel.frame_max_bytes)
+            remote.frame_bytes = min(max(size, FRAME_MIN), self.tunnel.frame_max_bytes)
             path = remote.paths.get((carrier, generation))
             if path is None:
                 path = remote.paths[carrier, generation] = Path(remote.peer.slot, carrier, generation)

@@ -32,7 +32,7 @@ class Ingress:
     ) -> None:
         self._context = context
         self._memory = context.memory
-        self._tunnel = tunnel
+        self.tunnel = tunnel
         self._share = share
         self._exchange = exchange
         self._key_index = key_index
@@ -138,7 +138,7 @@ class Ingress:
             else:
                 self._receive(header, Piece(peer, slot, payload), length, clock_us())
         except RemoteProtocolError as error:
-            log.debug("frame from the mesh refused tunnel=%s reason=%s", self._tunnel.name, error)
+            log.debug("frame from the mesh refused tunnel=%s reason=%s", self.tunnel.name, error)
             self._exchange.tell(peer, mesh.BROKEN, carrier=origin >> 32, value=origin & 0xFFFFFFFF)
         except ValueError as error:
-            log.debug("descriptor refused tunnel=%s reason=%s", self._tunnel.name, error)
+            log.debug("descriptor refused tunnel=%s reason=%s", self.tunnel.name, error)

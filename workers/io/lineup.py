@@ -59,13 +59,15 @@ class Lineup:
             self._ready.append(stripe)
 
     def forget(self, stripe: Stripe) -> None:
-        """`stripe` is lost."""
+        """`stripe` is lost, or on its way out."""
         if stripe.in_ready:
             self._ready.remove(stripe)
             stripe.in_ready = False
         self._held.pop(stripe, None)
         self._full.discard(stripe)
         self._busy.pop(stripe, None)
+        if stripe in self._aside:
+            self._aside.remove(stripe)
         if stripe in self._express:
             self._express.remove(stripe)
         elif len(self._stripes) < EXPRESS_STRIPES:

@@ -57,7 +57,7 @@ class Liveness:
         self.outage_since_us: int | None = clock_us()
         self.on_stale: Callable[[int, bool], None] | None = None
         self._context = context
-        self._tunnel = tunnel
+        self.tunnel = tunnel
         self._share = share
         self._stripes = stripes
         self._exchange = exchange
@@ -98,13 +98,13 @@ class Liveness:
     def expired(self, now_us: int) -> bool:
         """Whether no stripe has been up anywhere for longer than the resume timeout."""
         since = self.outage_since_us
-        return since is not None and now_us - since > self._tunnel.resume_timeout_s * 1e6
+        return since is not None and now_us - since > self.tunnel.resume_timeout_s * 1e6
 
     # Stripes come and go
 
     def on_added(self, stripe: Stripe) -> None:
         """A stripe is up: what those that stall hold is better off there."""
-        stripe.sample(self._tunnel.frame_max_bytes)
+        stripe.sample(self.tunnel.frame_max_bytes)
         if stripe.info is not None:
             self.rtt_us = max(self.rtt_us, stripe.info.rtt_us)
         self._give_up_stalled(clock_us())
@@ -135,7 +135,7 @@ class Liveness:
             in_flight = stripe.info is not None and stripe.info.unacked_bytes
             if stripe.used or in_flight or stripe.pinged_us or stripe in self._stalled_us:
                 stripe.used = False
-                stripe.sample(self._tunnel.frame_max_bytes)
+                stripe.sample(self.tunnel.frame_max_bytes)
                 if stripe.info is not None:
                     rtt_us = max(rtt_us, stripe.info.rtt_us)
                 if self._check_stall(stripe, now_us):
@@ -191,7 +191,7 @@ class Liveness:
             self._stale.add(stripe)
         else:
             self._stale.discard(stripe)
-        log.debug("stripe tunnel=%s index=%d stale=%s", self._tunnel.name, stripe.index, is_stale)
+        log.debug("stripe tunnel=%s index=%d stale=%s", self.tunnel.name, stripe.index, is_stale)
         if self.on_stale is not None:
             self.on_stale(stripe.index, is_stale)
 
@@ -212,7 +212,7 @@ class Liveness:
     def _warn_of_refused(self, now_us: int) -> None:
         if now_us - self._warned_us > WARN_US:
             count = self._share.refused_streams - self._refused
-            log.warning("there is no room for more streams tunnel=%s refused=%d", self._tunnel.name, count)
+            log.warning("there is no room for more streams tunnel=%s refused=%d", self.tunnel.name, count)
             self._refused, self._warned_us = self._share.refused_streams, now_us
 
 

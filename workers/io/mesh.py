@@ -19,6 +19,10 @@ DRAIN     all                 -           far boot, -       -                 - 
 IDLE      all                 -           -               -                 -           -              -
 LOAD      all                 -           -               -                 -           bytes moved    -
 POOL      all                 -           -               -                 -           stripes wanted -
+REPLACED  all                 -           -               -                 index       -              -
+SEATS     all                 -           -               -                 -           first slot     workers
+RELEASED  all                 -           -               -                 index       -              -
+STARTED   all                 -           -               -                 -           -              -
 
 In a spray session a flow is a conversation, and what is in a slot are datagrams of `value2` bytes back to back, the
 last perhaps shorter; `offset` is the kind of the record that they came in, or will go in. Also there:
@@ -29,9 +33,13 @@ TOUCHED   flow's worker     -           flow            -                 -     
 CLOSED    all               -           flow            -                 -           -              -
 
 OUT with flag 1 wants its BOUND at once, since no further frame may be handed over before. BOUND with flag 0 means that
-the frame was not sent and comes back. IDLE, which names no session, means that the sender
-drains and has no streams left; LOAD, that the sender has some. `tunnel` is the tunnel's index. Unknown kinds, and slots
-and lengths outside the arena, are counted and dropped.
+the frame was not sent and comes back. IDLE, which names no session, means that the sender drains and has no streams
+left, or, with flag 1, none in that tunnel, which is to go; LOAD, that the sender has some. REPLACED: the sender has a
+stripe in place of the receiver's. SEATS, which names no session, tells the sender's generation: with flag 1 it retires,
+with flag 2 it has let go of all ports and of its applications' datagram sockets, with flag 4 handed on its
+conversations. RELEASED, which names no session: the sender has let go of that carrier's port. STARTED, which names no
+session: the sender has just begun with that tunnel, and has to learn what a new worker learns. `tunnel` is the tunnel's
+index. Unknown kinds, and slots and lengths outside the arena, are counted and dropped.
 """
 
 from collections import deque
@@ -43,7 +51,9 @@ from workers.shm.arena import ArenaView
 from workers.shm.ring import RingConsumer, RingProducer
 
 OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE, STALLED, LOAD, POOL, BROKEN = range(1, 15)
-CONVERSATION, TOUCHED, CLOSED = range(15, 18)
+CONVERSATION, TOUCHED, CLOSED, REPLACED, SEATS, RELEASED, STARTED = range(15, 22)
+RETIRING, LET_GO, HANDED_ON = 1, 2, 4
+"""Flags of SEATS."""
 
 READ = 1
 LAZY_S = 0.001
@@ -67,7 +77,7 @@ class MeshHandler(Protocol):
 class Peer:
     """Another worker of this end. `alive` is false once it was reaped; pieces in its arena stay readable.
 
-    `idle`: it drains and has no streams left.
+    `idle`: it drains and has no streams left. `seats`: flags of SEATS, and `generation` its numbers, once it told.
     """
 
     __slots__ = (
@@ -78,8 +88,10 @@ class Peer:
         "alive",
         "consumer",
         "fds",
+        "generation",
         "idle",
         "producer",
+        "seats",
         "serial",
         "slot",
     )
@@ -90,12 +102,19 @@ class Peer:
         self.fds = fds
         self.alive = True
         self.idle = False
+        self.generation: tuple[int, int] | None = None
+        self.seats = 0
         self._mesh = mesh
         self._view = ArenaView(fds.arena, arena_bytes)
         self.producer = RingProducer(fds.to_peer)
         self.consumer = RingConsumer(fds.from_peer)
         self._backlog: deque[Descriptor] = deque()
         self._freed_watcher = mesh.loop.io(fds.to_peer.freed, READ)
+
+    @property
+    def is_retiring(self) -> bool:
+        """Whether it is on its way out, while a newer generation serves."""
+        return bool(self.seats & RETIRING)
 
     def view(self, slot: int, length: int) -> memoryview:
         """Bytes of a slot of the peer's arena. Raises ValueError outside of it."""

@@ -204,6 +204,10 @@ class Strangers:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._left_us = WORK_US
 
+    def use(self, timeout_s: float) -> None:
+        """How long whoever comes from now on may take."""
+        self._timeout_us = int(timeout_s * 1e6)
+
     def __len__(self) -> int:
         return len(self._silent) + len(self._answered) + len(self._refused)
 

@@ -71,7 +71,7 @@ class Receiving:
             self.fail(str(error))
             return
         if not count:
-            self.fail("closed by the peer")
+            self._on_end()
             return
         self.bytes_in += count
         if body is not None:
@@ -83,6 +83,10 @@ class Receiving:
             self._body = None
             count -= missing
         self._take(inbound[:count], body)
+
+    def _on_end(self) -> None:
+        """The peer has ended its direction."""
+        self.fail("closed by the peer")
 
     def _read_whole_records(self) -> bool:
         """Leave a record in the kernel until it is whole; False if the kernel cannot, or it has ended."""

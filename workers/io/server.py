@@ -84,6 +84,7 @@ class ServerTunnel:
         self.name = tunnel.name
         self.by_number: dict[int, ServerSession] = {}
         self._inboxes = inboxes
+        self._departing = False
         self._strangers = Strangers(self, tunnel.handshake_timeout_s)
         self._past: list[int] = [0, 0, 0, 0]
         self._acceptor = Acceptor(context.loop, tunnel.name, listeners, self._on_connection, burst=ACCEPT_BURST)
@@ -113,7 +114,7 @@ class ServerTunnel:
     def find_key(self, key_id: str) -> tuple[int, bytes] | None:
         """The index and secret of a key."""
         for index, key in enumerate(self.context.settings.keys):
-            if key.key_id == key_id:
+            if key.key_id == key_id and not key.revoked:
                 return index, key.secret
         return None
 
@@ -121,8 +122,8 @@ class ServerTunnel:
         """See Door."""
         handshake = pending.handshake
         self._check_permission(handshake.key_index, hello)
-        owner = hello.carrier_index % self.context.workers
-        if owner != self.context.slot and self._hand_over(pending, owner):
+        owner = self.context.own.slot_of(hello.carrier_index)
+        if owner != self.context.slot and not self.context.retiring and self._hand_over(pending, owner):
             return None
         return session_number(handshake.key_id, self.tunnel.name, hello.session_id) in self.by_number
 
@@ -169,7 +170,7 @@ class ServerTunnel:
         number = session_number(handshake.key_id, self.tunnel.name, hello.session_id)
         session = self.create(number, handshake.key_index)
         if session is None:
-            if not self.context.draining:
+            if not self._departing and not self.context.draining:
                 self._acceptor.warn(f"too many sessions, {pending.address} is refused")
             sockets.close_with_reset(pending.sock)
             return
@@ -182,7 +183,9 @@ class ServerTunnel:
             return
         stripe.owner, stripe.gone_told = session, pending.gone_told
         session.peer_text = pending.address
-        session.on_far_roster({int(slot): serial for slot, serial in hello.roster}, hello.boot_id)
+        session.far_end.on_roster(
+            {int(slot): serial for slot, serial in hello.roster}, hello.boot_id, is_first=not session.liveness.total_up
+        )
         try:
             session.on_frame(stripe, -1, first)  # its answer goes first: a larger record would not be believed yet
         except RemoteProtocolError as error:
@@ -209,12 +212,15 @@ class ServerTunnel:
     def create(self, number: int, key_index: int) -> ServerSession | None:
         """The session of that number, new if need be; None if there are too many."""
         session = self.by_number.get(number)
-        if session is None and self._has_place(key_index) and not self.context.draining:
+        is_closed = self._departing or self.context.draining
+        if session is None and self._has_place(key_index) and not is_closed:
             session = ServerSession(
                 self.context, self.tunnel, frame.SERVER, number, key_index, max_streams=self.tunnel.max_streams
             )
             session.warn = self._acceptor.warn
             self.by_number[number] = session
+            if self.context.retiring:
+                session.send_move()
         return session
 
     def _has_place(self, key_index: int) -> bool:
@@ -247,6 +253,35 @@ class ServerTunnel:
         for index, value in enumerate((share.bytes_in, share.bytes_out, *streams)):
             self._past[index] += value
 
+    def update(self, tunnel: StripeServerTunnel, listeners: list[socket.socket]) -> None:
+        """New settings, for what is opened from now on. `listeners`: in place of the former ones, if there are any."""
+        self.tunnel = tunnel
+        self._strangers.use(tunnel.handshake_timeout_s)
+        for session in self.by_number.values():
+            session.use(tunnel)
+            session.share.max_streams = tunnel.max_streams
+        if listeners:
+            self._acceptor.replace(listeners)
+
+    def depart(self) -> None:
+        """The tunnel is to go: accept nothing more, and have the clients open nothing more."""
+        self._departing = True
+        self.stop_accepting()
+
+    def begin(self) -> None:
+        """This worker is in charge now; it has accepted all along."""
+
+    def retire(self) -> None:
+        """Others accept; clients are asked to replace the stripes here."""
+        self._acceptor.close()
+        for session in self.by_number.values():
+            session.send_move()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody has come who is not served yet."""
+        return len(self._strangers) > 0
+
     def stop_accepting(self) -> None:
         """Part of draining."""
         self._acceptor.close()
@@ -255,7 +290,7 @@ class ServerTunnel:
 
     def close(self) -> None:
         """Reset what is left and close everything."""
-        self.stop_accepting()
+        self._acceptor.close()
         self._strangers.close()
         for number, session in list(self.by_number.items()):
             session.close(Reason.SHUTDOWN)
@@ -269,7 +304,7 @@ class ServerTunnel:
         return TunnelStatus(
             name=self.tunnel.name,
             mode="stripe",
-            state="draining" if self.context.draining else "up",
+            state="draining" if self._departing or self.context.is_leaving else "up",
             bytes_in=self._past[0] + sum(share.bytes_in for share in shares),
             bytes_out=self._past[1] + sum(share.bytes_out for share in shares),
             flows_open=sum(len(share.streams) for share in shares),

@@ -17,9 +17,11 @@ from workers.io.context import TICK_S, Context, clock_us
 from workers.io.egress import Egress
 from workers.io.endpoint import Endpoint
 from workers.io.exchange import Exchange
+from workers.io.far_end import FarEnd
 from workers.io.ingress import Ingress
 from workers.io.liveness import Liveness
 from workers.io.mesh import Descriptor, Peer
+from workers.io.parting import Parting
 from workers.io.stripe import Stripe
 from workers.settings import StripeTunnel
 from workers.status import SessionStatus
@@ -28,8 +30,6 @@ GONE_STRIPES = 3
 """A worker's death is told on so many stripes; whoever misses it learns of it in the next handshake."""
 FEW_STRIPES = 16
 """Of so many each is compared to the others when it comes, not at the next tick."""
-GONE_BURST = 64
-"""Deaths of the other end's workers believed at once; ten a second after that."""
 
 log = logging.getLogger("forwarder.session")
 
@@ -59,18 +59,21 @@ class Session:
         self.ingress = Ingress(context, tunnel, self.share, self.exchange, key_index)
         self.egress = Egress(context, self.share, self.stripes, self.exchange)
         self.liveness = Liveness(context, tunnel, self.share, self.stripes, self.exchange, self.egress)
-        self.far_roster: dict[int, int] = {}
-        self.far_boot = 0
-        self.far_draining = False
-        self._far_gone: dict[int, int] = {}
-        self._gone_left = GONE_BURST
+        self.parting = Parting(self.share, self.exchange)
+        self.far_end = FarEnd(self.share, self.exchange)
         self._owners: list[Owner] = []
         self._next_owner = 0
         self._generation = 0
+        self._moving = False
         self._dirty: list[Endpoint] = []
         self._sent_before = 0
         self._sent_bps = 0.0
         context.sessions += 1
+
+    def use(self, tunnel: StripeTunnel) -> None:
+        """New settings of the tunnel, for what is opened from now on."""
+        self.tunnel = self.exchange.tunnel = self.ingress.tunnel = self.liveness.tunnel = tunnel
+        self.share.window_cap = tunnel.window_max_bytes
 
     # Stripes come and go
 
@@ -79,13 +82,18 @@ class Session:
         handshake."""
         former = self.stripes.get(stripe.index)
         if former is not None:
-            former.fail("replaced by a new connection")
+            self._take_out(former)
+            self.parting.part(former)
         self._generation += 1
         stripe.path = Path(self.context.slot, stripe.index, self._generation)
         self.stripes[stripe.index] = stripe
         self.share.add_path(stripe.path)
         for slot, serial in self.context.gone[stripe.gone_told :]:
             stripe.send(frame.pack(frame.GONE, 0, serial, 0, slot))
+        if self.share.draining:
+            stripe.send(frame.pack(frame.DRAIN, 0, 0, 0, 0))
+        if self._moving:
+            stripe.send(frame.pack(frame.MOVE, 0, 0, 0, 0))
         self.liveness.on_added(stripe)
         self._on_stripes_changed()
         if len(self.stripes) <= FEW_STRIPES:
@@ -96,25 +104,50 @@ class Session:
     def on_stripe_lost(self, stripe: Stripe, why: str) -> None:
         """See StripeOwner."""
         log.debug("stripe lost tunnel=%s index=%d reason=%s", self.tunnel.name, stripe.index, why)
-        if self.stripes.get(stripe.index) is not stripe:
-            return
+        was_ours = self.stripes.get(stripe.index) is stripe
+        if was_ours:
+            self._take_out(stripe)
+        if not self.parting.on_lost(stripe) and was_ours and stripe.path is not None:
+            self.share.lose_path(stripe.path)
+            self.exchange.tell_all(mesh.LOST, carrier=stripe.index, value=stripe.path.generation)
+        if was_ours:
+            self._on_stripes_changed()
+        self.egress.arm()
+
+    def _take_out(self, stripe: Stripe) -> None:
+        """No frame goes by that stripe any more."""
         del self.stripes[stripe.index]
         self.egress.lineup.forget(stripe)
         self.liveness.forget(stripe)
-        assert stripe.path is not None
-        self.share.lose_path(stripe.path)
-        self.exchange.tell_all(mesh.LOST, carrier=stripe.index, value=stripe.path.generation)
         if not self.stripes:
             self.exchange.return_guests()
+
+    def leave(self, stripe: Stripe) -> None:
+        """Part with a stripe that works, in order."""
+        self._take_out(stripe)
+        self.parting.leave(stripe)
         self._on_stripes_changed()
-        self.egress.arm()
+
+    def leave_all(self) -> None:
+        """Part with every stripe here."""
+        for stripe in list(self.stripes.values()):
+            self.leave(stripe)
+
+    def send_move(self) -> None:
+        """Ask the other end to replace the stripes here, and those that are still to come."""
+        self._moving = True
+        for stripe in list(self.stripes.values()):
+            stripe.send(frame.pack(frame.MOVE, 0, 0, 0, 0))
+            stripe.flush()
 
     def _on_stripes_changed(self) -> None:
         owners: dict[Owner, None] = {}
+        leaving: dict[Owner, None] = {}
         for stripe in self.stripes.values():
             if stripe.far is not None:
-                owners[stripe.far] = None
-        self._owners = list(owners)
+                (leaving if stripe.moved else owners)[stripe.far] = None
+        # Who has asked for one stripe to be replaced is about to ask so for all.
+        self._owners = [owner for owner in owners if owner not in leaving] or list(leaving)
         for peer in self.context.mesh.peers.values():
             self._tell_carriers(peer)
         self.liveness.on_carriers_changed()
@@ -133,6 +166,9 @@ class Session:
     def on_peer_lost(self, peer: Peer) -> None:
         """A worker of this end is dead: its stripes are lost, and the other end has to learn that its streams are."""
         self.exchange.on_peer_lost(peer)
+        if peer.idle:  # it had no streams
+            self.liveness.on_carriers_changed()
+            return
         for stripe in sorted(self.stripes.values(), key=lambda each: each.received_us)[-GONE_STRIPES:]:
             stripe.send(frame.pack(frame.GONE, 0, peer.serial, 0, peer.slot))
             stripe.flush()
@@ -168,34 +204,19 @@ class Session:
         elif kind == frame.PONG:
             self.liveness.on_pong(stripe, now_us)
         elif kind == frame.GONE:
-            self._on_gone(header.offset, header.serial)
-        elif kind == frame.DRAIN and not self.far_draining:
-            self.far_draining = True
-            self.exchange.tell_all(mesh.DRAIN, flow=self.far_boot)
+            self.far_end.on_gone(header.offset, header.serial)
+        elif kind == frame.DRAIN:
+            self.far_end.on_drain()
+        elif kind == frame.MOVE and not stripe.moved:
+            stripe.moved = True
+            if self.stripes.get(stripe.index) is stripe:
+                self._on_moved(stripe)
+            else:
+                self.parting.leave(stripe)
 
-    def _on_gone(self, slot: int, serial: int) -> None:
-        """A worker of the other end is dead, as its other workers say. Raises RemoteProtocolError if too many are."""
-        known = self._far_gone.get(slot)
-        if known is not None and (known - serial) % (1 << 32) < 1 << 31:
-            return  # the same or an older one
-        if slot > 0xFF or not self._gone_left:
-            raise RemoteProtocolError(f"worker {slot} of serial {serial} is gone, and too many before")
-        self._gone_left -= 1
-        self._far_gone[slot] = serial
-        self.share.on_peer_gone(slot, serial)
-        self.exchange.tell_all(mesh.GONE, value=slot << 32 | serial)
-
-    def on_far_roster(self, roster: dict[int, int], boot_id: int) -> None:
-        """What a handshake said of the other end's workers; tell the others if it is news."""
-        if boot_id == self.far_boot and roster == self.far_roster:
-            return
-        if boot_id != self.far_boot:
-            self._far_gone.clear()
-        self.far_boot, self.far_roster = boot_id, dict(roster)
-        self.far_draining = False
-        self.share.on_roster(roster, boot_id)
-        for slot, serial in roster.items():
-            self.exchange.tell_all(mesh.ROSTER, flow=boot_id, value=slot << 32 | serial)
+    def _on_moved(self, stripe: Stripe) -> None:
+        """The other end leaves a stripe: a client that has replaced it."""
+        self.leave(stripe)
 
     # Ingress: from the mesh
 
@@ -204,16 +225,13 @@ class Session:
         kind, _, _, slot, _, flow, _, length, carrier, value, _ = descriptor
         if kind == mesh.IN:
             self.ingress.on_handed_in(peer, slot, length, value)
-        elif kind == mesh.GONE:
-            self.share.on_peer_gone(value >> 32, value & 0xFFFFFFFF)
-        elif kind == mesh.ROSTER:
-            if flow != self.far_boot:
-                self.far_boot, self.far_roster, self.far_draining = flow, {}, False
-            self.share.on_roster({value >> 32: value & 0xFFFFFFFF}, flow)
-        elif kind == mesh.DRAIN:
-            self.far_draining = flow == self.far_boot
+        elif kind in (mesh.GONE, mesh.ROSTER, mesh.DRAIN):
+            self.far_end.on_descriptor(kind, flow, value)
         elif kind == mesh.BROKEN:
             self._on_broken(carrier, value)
+        elif kind == mesh.REPLACED:
+            if value in self.stripes:
+                self.leave(self.stripes[value])
         else:
             self.exchange.on_descriptor(peer, descriptor)
             if kind == mesh.CARRIERS:
@@ -234,7 +252,8 @@ class Session:
 
     def on_room(self, stripe: Stripe) -> None:
         """See StripeOwner."""
-        self.egress.lineup.make_ready(stripe)
+        if self.stripes.get(stripe.index) is stripe:
+            self.egress.lineup.make_ready(stripe)
         self.egress.pump()
 
     def _follow_trips(self) -> None:
@@ -246,7 +265,7 @@ class Session:
     def choose_owner(self) -> Owner | None:
         """The other end's worker for a new stream: each that our own stripes lead to in turn, or one that another's
         do."""
-        if self.far_draining:
+        if self.far_end.draining:
             return None
         if self._owners:
             self._next_owner += 1
@@ -319,10 +338,11 @@ class Session:
         if self.liveness.on_time(now_us):
             self._on_stripes_changed()
         self.share.on_time(now_us)
+        self.parting.on_time(now_us)
         self._sent_bps = (self.share.bytes_out - self._sent_before) * 8 / TICK_S
         self._sent_before = self.share.bytes_out
         self._follow_trips()
-        self._gone_left = min(self._gone_left + 1, GONE_BURST)
+        self.far_end.on_time()
         if self.share.has_work or self.exchange.has_guests:
             self.egress.pump()
 
@@ -339,6 +359,7 @@ class Session:
         self.share.abandon(reason)
         for stripe in list(self.stripes.values()):
             stripe.fail("session closed")
+        self.parting.close()
         self.exchange.return_guests()
         self.egress.close()
 

@@ -8,6 +8,7 @@ by itself; TOUCHED tells the owner that its conversation lives.
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from workers.core.conversations import Conversation, Conversations
@@ -34,12 +35,19 @@ MAX_CONVERSATIONS = 65_536
 log = logging.getLogger("forwarder.spray")
 
 
+RETIRE_US, RETIRE_MAX_US = 1_000_000, 3_000_000
+"""How long the ports of a worker on its way out stay; longer where the next ones have none yet."""
+
+
 class ClientSpraySession(SpraySession):
-    """A session of which this end names the conversations: the name says who owns one."""
+    """A session of which this end names the conversations: the name says who owns one, unless `owners` knows better."""
+
+    owners: Callable[[int], int | None]
 
     def owner_of(self, conversation: int) -> int:
         """See SpraySession."""
-        return conversation >> 24
+        owner = self.owners(conversation)
+        return conversation >> 24 if owner is None else owner
 
 
 class SprayClientEnd:
@@ -62,7 +70,9 @@ class SprayClientEnd:
         self.session = ClientSpraySession(
             context, tunnel, session_number(key.key_id, tunnel.name, session_id), 0, buffers
         )
+        self.name = tunnel.name
         self.session.deliver = self._deliver
+        self.session.owners = self._owner_of
         self.session.room = self._resume
         self._dialler = SprayDialler(context, tunnel, key, self.session, session_id, diallers, buffers.staging)
         self.session.lost = self._dialler.on_lost
@@ -72,6 +82,8 @@ class SprayClientEnd:
             context.slot, int.from_bytes(os.urandom(4), "big"), MAX_CONVERSATIONS, duration_us, self._on_closed
         )
         self._foreign: dict[int, tuple[int, Any, int]] = {}
+        self._foreign_keys: dict[bytes, int] = {}
+        self._swept_us = self._retired_us = 0
         self._sender = RunSender()
         self._sockets = sockets
         self._inboxes = inboxes
@@ -84,7 +96,7 @@ class SprayClientEnd:
 
     def _resume(self) -> None:
         """Read what applications send."""
-        if not self._reading and not self.context.draining:
+        if not self._reading and self.context.in_charge and not self.context.is_leaving:
             self._reading = True
             for watcher, sock in zip(self._watchers, self._sockets, strict=True):
                 watcher.start(self._on_readable, sock)
@@ -123,11 +135,38 @@ class SprayClientEnd:
                 return
 
     def _open(self, key: bytes, sock: socket.socket, now_us: int) -> Conversation[Any] | None:
-        conversation = self._table.open(key, (sock, address_of(key)), now_us)
+        state, number = (sock, address_of(key)), self._inherited(key)
+        if number is None:
+            conversation = self._table.open(key, state, now_us)
+        else:
+            conversation = self._table.adopt(number, key, state, now_us)
         if conversation is not None:
             for peer in self.context.mesh.peers.values():
                 self._introduce(peer, conversation)
         return conversation
+
+    def _inherited(self, key: bytes) -> int | None:
+        """The number of that source's conversation, if its owner has gone or goes: the target sees no other source."""
+        number = self._foreign_keys.get(key)
+        owner = self._owner_of(number) if number is not None else None
+        if number is None or owner is None:
+            return None
+        peer = self.context.mesh.peers.get(owner)
+        if peer is not None and not peer.is_retiring:
+            return None
+        self._forget_foreign(number)
+        return number
+
+    def _owner_of(self, number: int) -> int | None:
+        """The slot of whoever owns that conversation, -1 if nobody does any more; None if it is not known."""
+        if self._table.by_id(number) is not None:
+            return self.context.slot
+        known = self._foreign.get(number)
+        return known[0] if known is not None else None
+
+    def _forget_foreign(self, number: int) -> None:
+        if self._foreign.pop(number, None) is not None:
+            self._foreign_keys = {key: each for key, each in self._foreign_keys.items() if each != number}
 
     def _introduce(self, peer: Peer, conversation: Conversation[Any]) -> None:
         """Tell a worker where the answers of a conversation go."""
@@ -147,7 +186,8 @@ class SprayClientEnd:
 
     def _on_closed(self, conversation: Conversation[Any]) -> None:
         self.session.forget(conversation.id)
-        self.session.exchange.tell_all(mesh.CLOSED, flow=conversation.id)
+        if not self.context.retiring:
+            self.session.exchange.tell_all(mesh.CLOSED, flow=conversation.id)
 
     # To the application
 
@@ -202,8 +242,9 @@ class SprayClientEnd:
             packed = (value, value2, slot << 32 | carrier, offset)
             key = b"".join(each.to_bytes(8, "big") for each in packed)[:length]
             self._foreign[flow & 0xFFFFFFFF] = (peer.slot, address_of(key), clock_us())
+            self._foreign_keys[key] = flow & 0xFFFFFFFF
         elif kind == mesh.CLOSED:
-            self._foreign.pop(flow & 0xFFFFFFFF, None)
+            self._forget_foreign(flow & 0xFFFFFFFF)
         elif kind == mesh.TOUCHED:
             conversation = self._table.by_id(flow & 0xFFFFFFFF)
             if conversation is not None:
@@ -221,20 +262,68 @@ class SprayClientEnd:
             self._introduce(peer, conversation)
 
     def on_peer_lost(self, peer: Peer) -> None:
-        """A worker is dead, and so are its conversations."""
+        """A worker is dead, and so are its conversations; those of one that retired wait for an heir."""
         self.session.on_peer_lost(peer)
-        for number in [number for number, known in self._foreign.items() if known[0] == peer.slot]:
-            del self._foreign[number]
+        for number, (owner, address, told_us) in list(self._foreign.items()):
+            if owner == peer.slot and peer.is_retiring:
+                self._foreign[number] = (-1, address, told_us)
+            elif owner == peer.slot:
+                self._forget_foreign(number)
 
     # Life
 
     def on_time(self, now_us: int) -> None:
         """Every 100 ms."""
         self._table.expire(now_us)
+        self._sweep(now_us)
         self._dialler.on_time(now_us)
         self.session.on_time(now_us)
-        if self.session.has_room:
+        if self.context.retiring:
+            self._leave(now_us)
+        elif self.session.has_room:
             self._resume()
+
+    def _sweep(self, now_us: int) -> None:
+        """Forget conversations that nobody has inherited."""
+        if now_us - self._swept_us > self._touch_us:
+            self._swept_us = now_us
+            for number in [each for each, known in self._foreign.items() if known[0] < 0]:
+                if now_us - self._foreign[number][2] > 4 * self._touch_us:
+                    self._forget_foreign(number)
+
+    def use_key(self) -> None:
+        """The key may be another one for dials that follow."""
+        self._key = self._dialler.key = self.context.settings.keys[0]
+
+    def begin(self) -> None:
+        """This worker is in charge now: it dials, and reads what applications send."""
+        self._resume()
+        self._dialler.on_time(clock_us())
+
+    def take_ports(self) -> None:
+        """See SprayServerEnd: a client's are dialled."""
+
+    def retire(self) -> None:
+        """Others read and dial; the ports here stay until they have some."""
+        self._pause()
+        self._dialler.stop()
+        self._retired_us = clock_us()
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether any are to be handed on: a client's are taken over by whoever hears of their source."""
+        return False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether ports are still up."""
+        return bool(self.session.carriers)
+
+    def _leave(self, now_us: int) -> None:
+        since_us = now_us - self._retired_us
+        if since_us > (RETIRE_US if self.session.exchange.up_elsewhere else RETIRE_MAX_US):
+            for carrier in list(self.session.carriers.values()):
+                self.session.remove(carrier, now_us)
 
     def stop_accepting(self) -> None:
         """Part of draining: datagrams have no end to wait for."""
@@ -244,6 +333,8 @@ class SprayClientEnd:
         self._pause()
         for watcher in self._watchers:
             watcher.close()
+        for sock in self._sockets:
+            sock.close()
         self._dialler.stop()
         self.session.close()
 
@@ -252,7 +343,7 @@ class SprayClientEnd:
         session, table = self.session, self._table
         part = session.status(self._key.key_id, len(self.tunnel.carriers), now_us)
         up, wanted = part.carriers_up, self._dialler.wanted
-        state = "draining" if self.context.draining else "up" if up >= wanted else "degraded" if up else "connecting"
+        state = "draining" if self.context.is_leaving else "up" if up >= wanted else "degraded" if up else "connecting"
         return TunnelStatus(
             name=self.tunnel.name,
             mode="spray",

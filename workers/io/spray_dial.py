@@ -143,7 +143,7 @@ class SprayDialler:
         self._diallers = diallers
         self._staging = staging
         now_us, settings = clock_us(), session.port_settings()
-        own = [each for each in range(len(tunnel.carriers)) if tunnel.owner_of(each, context.workers) == context.slot]
+        own = [each for each in range(len(tunnel.carriers)) if tunnel.owner_of(each, context.workers) == context.seat]
         self.ports = {index: Port(index, settings, now_us, jitter) for index in own}
         self._dials: dict[int, Dial] = {}
         self._successors: dict[int, Port] = {}
@@ -171,7 +171,7 @@ class SprayDialler:
 
     def on_time(self, now_us: int) -> None:
         """Every TICK_S."""
-        if self._stopped:
+        if self._stopped or not self.context.in_charge:
             return
         rate = self.tunnel.dial_rate_per_s * TICK_S / self.context.workers
         self._budget = min(self._budget + rate, max(rate, 1.0))
@@ -307,6 +307,10 @@ class SprayDialler:
         """A port has died: its own clock says when to dial again."""
         kind, port = self.tunnel.carriers[carrier.index]
         log.debug("port lost tunnel=%s port=%d/%s", self.tunnel.name, port, kind)
+        now_us, index = clock_us(), carrier.index
+        is_ours = self.ports.get(index) is carrier.port and index not in self._dials and not self._stopped
+        if is_ours and carrier.port.state is State.DEAD and carrier.port.on_time(now_us) is Step.DIAL:
+            self._dial(index, carrier.port, now_us)  # the other end has closed it, and takes another
 
     def stop(self) -> None:
         """Dial no more."""

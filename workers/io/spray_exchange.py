@@ -44,6 +44,12 @@ class SprayExchange:
         """Ports that other workers have, as far as they are fit for data."""
         return sum(self._elsewhere.values())
 
+    @property
+    def up_elsewhere(self) -> int:
+        """Those of workers that do not retire."""
+        peers = self._context.mesh.peers
+        return sum(up for slot, up in self._elsewhere.items() if slot in peers and not peers[slot].is_retiring)
+
     def tell(self, peer: Peer, kind: int, **fields: int) -> None:
         """Send a worker a descriptor of this session."""
         peer.send(kind, lazy=False, tunnel=self._tunnel, session=self._number, **fields)

@@ -5,21 +5,25 @@ Strangers are met at `workers.io.spray_door`; conversations with the target are 
 
 import logging
 import socket
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Container, Iterable, Iterator
 
 from workers.core.cuts import Records
 from workers.core.errors import RemoteProtocolError
 from workers.core.handshake import Hello
+from workers.core.inner import CLOSE_INNER
 from workers.core.port import Port
 from workers.core.standing import Standing
-from workers.io.context import Context, session_number
+from workers.io import mesh
+from workers.io.context import Context, clock_us, session_number
 from workers.io.mesh import Descriptor, Peer
 from workers.io.port_carrier import PortCarrier
 from workers.io.spray_buffers import Inbox, SprayBuffers
 from workers.io.spray_door import Pending, SprayDoor
+from workers.io.spray_release import Release
 from workers.io.spray_session import SpraySession, jitter
 from workers.io.spray_target import Targets
+from workers.io.tcp_wire import TcpPorts
+from workers.io.udp_wire import UdpPorts
 from workers.settings import SprayServerTunnel
 from workers.status import TunnelStatus
 
@@ -35,8 +39,18 @@ class ServerSpraySession(SpraySession):
     key_id = ""
 
     def owner_of(self, conversation: int) -> int:
-        """See SpraySession: workers in turn, as far as they live."""
-        slot = (conversation ^ conversation >> 24) % self.context.workers
+        """See SpraySession: workers of the newest generation in turn, as far as they live. One of ours that has not
+        handed on its conversations yet still has them."""
+        context = self.context
+        if context.retiring:
+            peer = context.mesh.peers.get(context.own.slot_of(conversation ^ conversation >> 24))
+            if peer is not None and not peer.seats & mesh.HANDED_ON:
+                return peer.slot
+        return self.heir_of(conversation)
+
+    def heir_of(self, conversation: int) -> int:
+        """The same, of the newest generation alone."""
+        slot = self.context.home.slot_of(conversation ^ conversation >> 24)
         return slot if slot in self.context.roster else self.context.slot
 
 
@@ -55,7 +69,12 @@ class SprayServerEnd:
         self.context = context
         self.tunnel = tunnel
         self.door = SprayDoor(self, buffers.staging)
-        self.ports: list[Any] = []
+        self.name = tunnel.name
+        self.udp: UdpPorts | None = None
+        self.tcp: TcpPorts | None = None
+        self.taken: set[int] = set()
+        self._held: list[tuple[int, socket.socket]] = []
+        self._release = Release(self)
         self._buffers = buffers
         self._sessions: dict[int, ServerSpraySession] = {}
         self._came_by: dict[int, dict[PortCarrier, None]] = {}
@@ -64,12 +83,84 @@ class SprayServerEnd:
         self._past = [0, 0]
         self._past_lost = [0, 0, 0, 0]
 
+    # Ports
+
+    def hold(self, carrier: int, sock: socket.socket) -> None:
+        """A socket of that carrier's port, which an older worker may still read."""
+        self._held.append((carrier, sock))
+
+    def begin(self) -> None:
+        """Nobody older accepts any more."""
+        self._take("tcp", range(len(self.tunnel.carriers)))
+
+    def take_ports(self) -> None:
+        """Nobody older has any port."""
+        for kind in self.tunnel.kinds:
+            self._take(kind, range(len(self.tunnel.carriers)))
+
+    def on_released(self, carrier: int) -> None:
+        """An older worker has let go of that port."""
+        self._take("udp", (carrier,))
+
+    def _take(self, kind: str, carriers: Container[int]) -> None:
+        def is_taken(carrier: int) -> bool:
+            return carrier in carriers and self.tunnel.carriers[carrier][0] == kind
+
+        found = [each for each in self._held if is_taken(each[0])]
+        self._held = [each for each in self._held if not is_taken(each[0])]
+        if not found or self.context.retiring:
+            _close(found)
+            return
+        self.taken.update(carrier for carrier, _ in found)
+        if kind == "tcp":
+            self.tcp = TcpPorts(self.context, self.tunnel, found, self.door)
+        elif self.udp is None:
+            self.udp = UdpPorts(self.context, self.tunnel, found, self.door)
+        else:
+            for carrier, sock in found:
+                self.udp.open(carrier, sock)
+
+    def retire(self) -> None:
+        """Others take the ports, one after the other, and the conversations."""
+        _close(self._held)
+        self._held.clear()
+        if self.tcp is not None:
+            self.tcp.retire()
+        self._release.begin(clock_us())
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether any are to be handed on."""
+        return self.targets.has_own
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything left to let go of."""
+        return self._release.is_busy
+
+    def let_go(self, carrier: int, now_us: int) -> None:
+        """Close what came in by that port, which others read from now on."""
+        for each in self.carriers_of(carrier):
+            each.send_control(
+                CLOSE_INNER, now_us
+            )  # and once more in `remove`: until it comes, what is sent here is lost
+            for session in self._sessions.values():
+                if session.carriers.get(each.index) is each:
+                    session.remove(each, now_us)
+        if self.udp is not None:
+            self.udp.release(carrier)
+        for peer in self.context.mesh.peers.values():
+            peer.send(mesh.RELEASED, tunnel=self.tunnel.index, value=carrier)
+
+    def use_key(self) -> None:
+        """Keys are looked up for each handshake."""
+
     # Who comes in
 
     def find_key(self, key_id: str) -> tuple[int, bytes] | None:
         """See Host."""
         for index, key in enumerate(self.context.settings.keys):
-            if key.key_id == key_id:
+            if key.key_id == key_id and not key.revoked:
                 return index, key.secret
         return None
 
@@ -123,7 +214,7 @@ class SprayServerEnd:
     def _session(self, number: int, key_index: int) -> ServerSpraySession | None:
         session = self._sessions.get(number)
         keys = self.context.settings.keys
-        if session is not None or self.context.draining or not 0 <= key_index < len(keys):
+        if session is not None or self.context.is_leaving or not 0 <= key_index < len(keys):
             return session
         if not self._has_place(key_index):
             return None
@@ -165,6 +256,11 @@ class SprayServerEnd:
         """See Sessions."""
         return self._session(number, key_index)
 
+    def heir_of(self, session: SpraySession, conversation: int) -> int:
+        """See Sessions."""
+        found = self._sessions.get(session.number)
+        return found.heir_of(conversation) if found is not None else self.context.slot
+
     def take_over(self, sock: socket.socket, data: bytes) -> None:
         """A conversation's socket comes from another worker."""
         self.targets.take_over(sock, data)
@@ -187,6 +283,7 @@ class SprayServerEnd:
         """Every 100 ms."""
         self.door.on_time(now_us)
         self.targets.on_time(now_us)
+        self._release.on_time(now_us)
         for port in self._came_by:
             self.carriers_of(port)
         for number, session in list(self._sessions.items()):
@@ -215,8 +312,11 @@ class SprayServerEnd:
         for number, session in list(self._sessions.items()):
             self._end(number, session)
         self.door.close()
-        for ports in self.ports:
-            ports.close()
+        _close(self._held)
+        self._held.clear()
+        for ports in (self.udp, self.tcp):
+            if ports is not None:
+                ports.close()
 
     def sessions(self) -> Iterator[ServerSpraySession]:
         """The sessions of this tunnel."""
@@ -228,7 +328,7 @@ class SprayServerEnd:
         return TunnelStatus(
             name=self.tunnel.name,
             mode="spray",
-            state="draining" if self.context.draining else "up",
+            state="draining" if self.context.is_leaving else "up",
             bytes_in=self._past[0] + sum(each.bytes_in for each in sessions),
             bytes_out=self._past[1] + sum(each.bytes_out for each in sessions),
             flows_open=len(self.targets.table),
@@ -245,12 +345,17 @@ class SprayServerEnd:
         return {
             "spray_pending": len(self.door),
             "spray_refused": self.door.refused,
-            "spray_refused_frames": sum(ports.lost for ports in self.ports),
+            "spray_refused_frames": sum(ports.lost for ports in (self.udp, self.tcp) if ports is not None),
             "spray_dropped": dropped + undelivered,
             "spray_too_large": too_large + self._past_lost[1] + sum(each.too_large for each in sessions),
             "spray_rejected": self._past_lost[2] + sum(each.refused_records[0] for each in sessions),
             "spray_replayed": self._past_lost[3] + sum(each.refused_records[1] for each in sessions),
         }
+
+
+def _close(held: list[tuple[int, socket.socket]]) -> None:
+    for _, sock in held:
+        sock.close()
 
 
 class SessionEnd:

@@ -51,6 +51,9 @@ class Sessions(Protocol):
     def make_session(self, number: int, key_index: int) -> SpraySession | None:
         """The same, new if need be; None where there may be no more."""
 
+    def heir_of(self, session: SpraySession, conversation: int) -> int:
+        """The slot of the worker that a retiring one's conversation goes to."""
+
 
 class TargetFlow:
     """A conversation's socket towards the target, at the worker that owns it. `told`: the workers that have it, too."""
@@ -150,7 +153,7 @@ class Targets:
                     owner, Opened(DATA, conversation, size, payload)
                 ):
                     return False
-                flow = self._open(session, conversation, now_us)
+                flow = self._find_handed_on(key) or self._open(session, conversation, now_us)
                 if flow is None:
                     session.dropped += datagrams_in(size, payload)
                     session.forget(conversation)
@@ -160,6 +163,13 @@ class Targets:
         if taken < len(payload):
             session.dropped += datagrams_in(size, payload[max(taken, 0) :])
         return True
+
+    def _find_handed_on(self, key: int) -> TargetFlow | None:
+        """Its socket may have been sent to this worker, and wait in the inbox."""
+        while self.context.read_inbox():
+            pass
+        known = self.table.by_id(key)
+        return known.state if known is not None else None
 
     def _touch(
         self, session: SpraySession, key: int, passed: tuple[int, socket.socket, int], now_us: int
@@ -270,7 +280,7 @@ class Targets:
             known = self.table.by_id(key)
             if known is not None:
                 known.touched_us = clock_us()
-            else:  # nobody reads the socket that the peer writes to
+            elif key not in self._foreign:  # nobody reads the socket that the peer writes to
                 session.exchange.tell(peer, mesh.CLOSED, flow=flow)
         elif kind == mesh.CLOSED:
             passed = self._foreign.pop(key, None)
@@ -296,6 +306,34 @@ class Targets:
         except OSError:
             return  # what it gets is handed in, as before
         flow.told.add(slot)
+
+    def hand_on(self, now_us: int) -> None:
+        """This worker retires: the conversations go to workers of the next generation, as many as they take now. What
+        still comes here for them is written as before."""
+        for conversation in self.table:
+            flow = conversation.state
+            owner = self._sessions.heir_of(flow.session, flow.conversation)
+            sender = self._senders.get(owner)
+            if owner == self.context.slot or sender is None:
+                continue
+            names = SHARED.pack(flow.session.number, flow.conversation, owner, flow.session.key_index)
+            try:
+                socket.send_fds(sender, [TUNNEL.pack(self.tunnel.index) + names], [flow.sock.fileno()])
+            except OSError:
+                continue  # its inbox is full
+            flow.told.clear()
+            self._foreign[conversation.id] = (owner, flow.sock.dup(), now_us)
+            self.table.close(conversation)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether conversations are still this worker's."""
+        return len(self.table) > 0
+
+    def drop_own(self) -> None:
+        """Nobody takes what is left."""
+        for conversation in self.table:
+            self.table.close(conversation)
 
     def take_over(self, sock: socket.socket, data: bytes) -> None:
         """A conversation's socket comes from another worker."""

@@ -2,64 +2,56 @@
 
 import socket
 
-from workers.boot import Boot
 from workers.core.datagram import RECORD_MAX
 from workers.io.context import Context
 from workers.io.spray_buffers import Inbox, SprayBuffers
 from workers.io.spray_client import SprayClientEnd
 from workers.io.spray_server import SprayServerEnd
-from workers.io.tcp_wire import TcpDiallers, TcpPorts
-from workers.io.udp_wire import UdpDiallers, UdpPorts
+from workers.io.tcp_wire import TcpDiallers
+from workers.io.udp_wire import UdpDiallers
 from workers.io.wire import Diallers
-from workers.settings import SprayServerTunnel
+from workers.settings import SprayClientTunnel, SprayServerTunnel
 
 SprayEnd = SprayClientEnd | SprayServerEnd
 
 
-def start_spray_tunnels(context: Context, boot: Boot) -> dict[int, SprayEnd]:
-    """Every spray tunnel of the settings, by index."""
-    if not boot.settings.spray_tunnels:
-        return {}
-    buffers = SprayBuffers(RECORD_MAX)
-    inboxes: dict[int, Inbox] = {family: Inbox(family) for family in (socket.AF_INET, socket.AF_INET6)}
-    ends: dict[int, SprayEnd] = {}
-    for client in boot.settings.spray_client_tunnels:
+class SprayMaker:
+    """Makes them. What they share is made with the first. `senders`: to the inboxes of other workers, by slot."""
+
+    def __init__(self, context: Context, senders: dict[int, socket.socket]) -> None:
+        self._context = context
+        self._senders = senders
+        self._shared: tuple[SprayBuffers, dict[int, Inbox]] | None = None
+
+    def _share(self) -> tuple[SprayBuffers, dict[int, Inbox]]:
+        if self._shared is None:
+            inboxes: dict[int, Inbox] = {family: Inbox(family) for family in (socket.AF_INET, socket.AF_INET6)}
+            self._shared = SprayBuffers(RECORD_MAX), inboxes
+        return self._shared
+
+    def client(self, tunnel: SprayClientTunnel, session_id: int, listeners: list[socket.socket]) -> SprayClientEnd:
+        """A client's end; the `listeners` are this worker's own."""
         diallers: dict[str, Diallers] = {}
-        if "udp" in client.kinds:
-            diallers["udp"] = UdpDiallers(context, client)
-        if "tcp" in client.kinds:
-            diallers["tcp"] = TcpDiallers(context, client)
-        ends[client.index] = SprayClientEnd(
-            context,
-            client,
-            boot.settings.keys[0],
-            boot.session_ids[client.index],
-            boot.listeners[client.index],
-            diallers,
-            buffers,
-            inboxes,
-        )
-    for server in boot.settings.spray_server_tunnels:
-        ends[server.index] = _start_server(context, boot, server, buffers, inboxes)
-    return ends
+        if "udp" in tunnel.kinds:
+            diallers["udp"] = UdpDiallers(self._context, tunnel)
+        if "tcp" in tunnel.kinds:
+            diallers["tcp"] = TcpDiallers(self._context, tunnel)
+        key = self._context.settings.keys[0]
+        buffers, inboxes = self._share()
+        return SprayClientEnd(self._context, tunnel, key, session_id, listeners, diallers, buffers, inboxes)
 
-
-def _start_server(
-    context: Context, boot: Boot, tunnel: SprayServerTunnel, buffers: SprayBuffers, inboxes: dict[int, Inbox]
-) -> SprayServerEnd:
-    """This worker listens at the ports that are its own, and closes its copies of the others."""
-    end = SprayServerEnd(context, tunnel, buffers, inboxes, boot.inboxes)
-    listeners = boot.listeners[tunnel.index]
-    each = len(listeners) // len(tunnel.carriers)
-    own: dict[str, list[tuple[int, socket.socket]]] = {"tcp": [], "udp": []}
-    for place, sock in enumerate(listeners):
-        carrier = place // each
-        if tunnel.owner_of(carrier, context.workers) == context.slot:
-            own[tunnel.carriers[carrier][0]].append((carrier, sock))
-        else:
-            sock.close()
-    if own["udp"]:
-        end.ports.append(UdpPorts(context, tunnel, own["udp"], end.door))
-    if own["tcp"]:
-        end.ports.append(TcpPorts(context, tunnel, own["tcp"], end.door))
-    return end
+    def server(self, tunnel: SprayServerTunnel, listeners: list[socket.socket]) -> SprayServerEnd:
+        """A server's end, at the ports that are this worker's own; its copies of the others are closed."""
+        context = self._context
+        buffers, inboxes = self._share()
+        end = SprayServerEnd(context, tunnel, buffers, inboxes, self._senders)
+        each = max(len(listeners) // len(tunnel.carriers), 1)
+        for place, sock in enumerate(listeners):
+            carrier = place // each
+            if tunnel.owner_of(carrier, context.workers) == context.seat:
+                end.hold(carrier, sock)
+            else:
+                sock.close()
+        if context.has_ports:
+            end.take_ports()
+        return end

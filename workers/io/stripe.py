@@ -56,6 +56,7 @@ class Stripe(Receiving):
     `trip_us`: the kernel's round trip, and what the least unsent data in front takes.
     `slow`: others bring a frame there much sooner.
     `stalled`: the kernel's retransmission timer ran out, and nothing was acknowledged since.
+    `moved`: the other end leaves it (MOVE). `leaving`: we do. `in_order`: after that it ended with nothing lost.
     """
 
     __slots__ = (
@@ -73,9 +74,12 @@ class Stripe(Receiving):
         "far",
         "frame_bytes",
         "gone_told",
+        "in_order",
         "in_ready",
         "index",
         "info",
+        "leaving",
+        "moved",
         "owner",
         "path",
         "pinged_us",
@@ -107,6 +111,7 @@ class Stripe(Receiving):
         self.path: Path | None = None
         self.far: tuple[int, int, int] | None = None
         self.in_ready = self.slow = self.stalled = self.used = False
+        self.moved = self.leaving = self.in_order = False
         self._waited = self._writing = False
         self._pace = Pace(frame_max_bytes)
         self.frame_bytes = self._pace.frame_bytes
@@ -212,6 +217,8 @@ class Stripe(Receiving):
 
     def pong(self, clock: int) -> None:
         """Answer a PING, or the latest of them when the kernel takes data again."""
+        if self.leaving:
+            return
         if self._pending is None:
             self.send(frame.pack(frame.PONG, 0, 0, 0, clock))
         else:
@@ -235,6 +242,27 @@ class Stripe(Receiving):
         if 0 <= sent < len(records):
             self._pending = memoryview(bytes(records[sent:]))
             self._await_room()
+
+    def leave(self) -> None:
+        """Say so (MOVE), and end our direction once the kernel has all. What comes is still received."""
+        if self.closed or self.leaving:
+            return
+        self.send(frame.pack(frame.MOVE, 0, 0, 0, 0))
+        self.flush()
+        self.leaving = self._writing = True  # there is no room any more
+        self._budget = 0
+        if self._pending is None:
+            self._end_direction()
+
+    def _end_direction(self) -> None:
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self.fail(str(error))
+
+    def _on_end(self) -> None:
+        self.in_order = (self.moved or self.leaving) and self._pending is None and self._body is None
+        self.fail("closed by the peer")
 
     def _write(self, data: memoryview) -> int:
         """How much the kernel took; -1 after a failure."""
@@ -266,8 +294,11 @@ class Stripe(Receiving):
             if self._owed_pong is not None:
                 owed, self._owed_pong = self._owed_pong, None
                 self.pong(owed)
-        self._writing = False
         self._write_watcher.stop()
+        if self.leaving:
+            self._end_direction()
+            return
+        self._writing = False
         self._budget = 0
         self._waited = True
         assert self.owner is not None

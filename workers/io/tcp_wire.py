@@ -44,7 +44,7 @@ def _own_ports(tunnel: SprayTunnel, context: Context) -> tuple[int, ...]:
     return tuple(
         port
         for carrier, (kind, port) in enumerate(tunnel.carriers)
-        if kind == "tcp" and tunnel.owner_of(carrier, context.workers) == context.slot
+        if kind == "tcp" and tunnel.owner_of(carrier, context.workers) == context.seat
     )
 
 
@@ -349,6 +349,10 @@ class TcpPorts:
         strangers = self._wires.strangers
         while strangers and (wire := next(iter(strangers))).owner is not None:
             del strangers[wire]
+
+    def retire(self) -> None:
+        """Accept no more."""
+        self._acceptor.close()
 
     def close(self) -> None:
         """Accept no more, and close what nobody owns. Wires that have an owner belong to it."""

@@ -118,7 +118,7 @@ class UdpDiallers:
 class _ServerSocket(PortSocket):
     """One port of a server, and the wires of the clients that are known there."""
 
-    __slots__ = ("_carrier", "_ports", "_text", "wires")
+    __slots__ = ("_ports", "_text", "carrier", "wires")
 
     def __init__(self, ports: "UdpPorts", loop: Any, carrier: int, sock: socket.socket) -> None:
         prepare(sock, SERVER_SEND_BYTES)
@@ -126,7 +126,7 @@ class _ServerSocket(PortSocket):
         if is_addressed:
             take_destinations(sock)
         self._ports = ports
-        self._carrier = carrier
+        self.carrier = carrier
         self._text = address_text(sock, peer=False)
         self.wires: dict[bytes, UdpWire] = {}
         super().__init__(loop, sock, inbox().batch(sock.family, is_addressed=is_addressed))
@@ -146,7 +146,7 @@ class _ServerSocket(PortSocket):
         return UdpWire(self, key, way, (text, _text(address[0], address[1])), self._ports.routes.of_stranger)
 
     def on_stranger(self, wire: UdpWire, start: int, end: int, now_us: int) -> None:
-        self._ports.door.on_stranger(wire, self._carrier, self._records, start, end, now_us)
+        self._ports.door.on_stranger(wire, self.carrier, self._records, start, end, now_us)
 
     def keep(self, wire: UdpWire) -> None:
         if wire.is_closed or wire.key in self.wires:
@@ -173,7 +173,14 @@ class UdpPorts:
         self.routes = UdpRoutes(tunnel.mtu)
         self.forgotten = 0
         self._kept: dict[UdpWire, None] = {}
-        self._sockets = [_ServerSocket(self, context.loop, carrier, sock) for carrier, sock in sockets]
+        self._loop = context.loop
+        self._sockets: list[_ServerSocket] = []
+        for carrier, sock in sockets:
+            self.open(carrier, sock)
+
+    def open(self, carrier: int, sock: socket.socket) -> None:
+        """Take another socket."""
+        self._sockets.append(_ServerSocket(self, self._loop, carrier, sock))
 
     @property
     def remembered(self) -> int:
@@ -200,13 +207,18 @@ class UdpPorts:
         """Datagrams that the own host refused."""
         return sum(self.routes.lost)
 
-    def close(self) -> None:
-        """Close the sockets. Their wires are of no more use."""
-        for each in self._sockets:
+    def release(self, carrier: int) -> None:
+        """Close the sockets of one port. Their wires are of no more use."""
+        for each in [each for each in self._sockets if each.carrier == carrier]:
+            self._sockets.remove(each)
             for wire in list(each.wires.values()):
                 wire.close()
             each.close()
-        self._sockets.clear()
+
+    def close(self) -> None:
+        """Close all."""
+        for carrier in {each.carrier for each in self._sockets}:
+            self.release(carrier)
 
 
 def _text(host: str, port: int) -> str:

@@ -48,6 +48,7 @@ SEEDS = {
     "ping": frame.pack(frame.PING, 0, 0, 0, 2**64 - 1),
     "pong": frame.pack(frame.PONG, 0, 0, 0, 12345),
     "drain": frame.pack(frame.DRAIN, 0, 0, 0, 0),
+    "move": frame.pack(frame.MOVE, 0, 0, 0, 0),
     "ack-too-many-ranges": frame.pack_ack(0, 0, _FLOW, Ack(0, 0, 0, (*_RANGES, (400, 500)))),
     "ack-falling-ranges": frame.pack_ack(0, 0, _FLOW, Ack(0, 0, 0, ((20, 30), (10, 15)))),
 }

@@ -10,7 +10,7 @@ from workers.io.server import ServerTunnel
 
 STEPS_MAX = 120
 KINDS = (frame.OPEN, frame.DATA, frame.DATA, frame.DATA, frame.FIN, frame.RESET, frame.ACK, frame.GONE, frame.PING,
-         frame.PONG, frame.DRAIN)  # fmt: skip
+         frame.PONG, frame.DRAIN, frame.MOVE)  # fmt: skip
 BURST = 8
 
 
@@ -110,7 +110,18 @@ STEPS = (
     World.open,
 )
 HEAR, CONNECT, HANDS, GARBAGE, END, ROOM, TIME, GREEN, APPLICATION, OPEN = range(len(STEPS))
-_K_OPEN, _K_DATA, _K_FIN, _K_RESET, _K_ACK, _K_GONE, _K_PING, _K_PONG, _K_DRAIN = 0, 1, 4, 5, 6, 7, 8, 9, 10
+_K_OPEN, _K_DATA, _K_FIN, _K_RESET, _K_ACK, _K_GONE, _K_PING, _K_PONG, _K_DRAIN, _K_MOVE = (
+    0,
+    1,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+)
 
 _CONNECT = bytes((CONNECT, 0))
 _OPEN = bytes((HEAR, 0, 0, _K_OPEN, 1, 0, 0, 0, 0))
@@ -142,5 +153,11 @@ SEEDS = {
     "server-times": b"\0" + _CONNECT + _OPEN + _ATTACH + bytes((TIME, 1, TIME, 2, TIME, 4, TIME, 4, TIME, 4)),
     "client-conversation": b"\1" + _CONNECT + bytes((OPEN, APPLICATION, 0, 1, 20)) + _ACK + _DATA + _FIN,
     "client-opened-to": b"\1" + _CONNECT + _OPEN + _DATA,
+    **{
+        f"{end}-moves": bytes((first,))
+        + _CONNECT
+        + bytes((CONNECT, 1, HEAR, 0, 0, _K_MOVE, 0, 0, 0, 0, TIME, 1, CONNECT, 0, TIME, 2, END, 0, TIME, 3))
+        for first, end in enumerate(("server", "client"))
+    },
     "client-roams": b"\1" + _CONNECT + bytes((OPEN, APPLICATION, 0, 1, 200, END, 0, CONNECT, 1, TIME, 3)) + _ACK,
 }
