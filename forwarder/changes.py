@@ -23,6 +23,7 @@ from forwarder.succession import Succession
 from forwarder.timing import Timing
 from forwarder.upgrade import Program
 from forwarder.upgrading import Upgrading
+from workers.settings import Settings
 
 STOPPING = {"error": "the instance is stopping", "code": 1}
 
@@ -46,9 +47,11 @@ class Changes:
         timing: Timing,
         reply: Callable[[Client, Message], None],
         become: Callable[[Upgrading], None],
+        serve_metrics: Callable[[Settings], None],
     ) -> None:
-        """become: hands this process over to the program that was found good."""
-        self.reload = Reconfiguring(source, crew, output)
+        """become: hands this process over to the program that was found good. serve_metrics: as these settings say;
+        raises BootError, and leaves all as it was."""
+        self.reload = Reconfiguring(source, crew, output, serve_metrics)
         self.succession = Succession(crew, timing.drain_margin_s)
         self.upgrade = Upgrading(program, source)
         self._crew = crew

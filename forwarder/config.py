@@ -113,8 +113,6 @@ class _Loader:
             ends = {"keys": (self._key("auth", tables.auth),)} | client_tunnels(self.file, tables.tunnel)
         else:
             ends = {"keys": self._server_keys(tables)} | server_tunnels(self.file, tables.tunnel)
-        if tables.metrics:
-            self.warnings.append("metrics: not served by this version")
         settings = Settings(
             metrics_listen=Address(*parse_endpoint(tables.metrics.listen)) if tables.metrics else None,
             **self._general(tables),

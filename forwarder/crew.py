@@ -47,6 +47,7 @@ class Crew:
         self.running = running
         self.doors = Doors()
         self.generations: list[Generation] = []
+        self.stats = -1  # the memfd of `Boot.stats`; set it before `start`
         self._selector = selector
         self._on_message = on_message
         self._main = main
@@ -193,6 +194,7 @@ class Crew:
             inbox=slot.inbox[0],
             lifetime=self.lifetime[0],
             heartbeat=self._heartbeat,
+            stats=self.stats,
             base=generation.base,
             inboxes={other.index: other.inbox[1] for other in generation.slots},
             session_ids=self.running.session_ids,

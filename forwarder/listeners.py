@@ -93,9 +93,16 @@ def open_wanted(name: str, wanted: Wanted, deadline: float, known: dict[str, tup
     deadline: until when to wait for a taken port, for a predecessor that was killed and is just being cleared away.
     known: the addresses of the hosts that were looked up before.
     """
+    what = f"tunnel {name!r}"
     host = wanted.address.host
-    ends = known[host] = known.get(host) or _look_up(name, wanted)
-    return _open_patiently(name, wanted, ends, deadline)
+    ends = known[host] = known.get(host) or _look_up(what, wanted)
+    return _open_patiently(what, wanted, ends, deadline)
+
+
+def open_metrics(listen: Address, patience_s: float = 0.0) -> list[socket.socket]:
+    """The sockets of the metrics child. As `open_wanted`; patience_s: how long to wait for a taken port."""
+    wanted = Wanted("stripes", listen)
+    return _open_patiently("metrics", wanted, _look_up("metrics", wanted), time.monotonic() + patience_s)
 
 
 def close_listeners(listeners: Listeners) -> None:
@@ -158,7 +165,7 @@ def wanted_by(tunnel: Tunnel) -> Iterator[Wanted]:
             yield Wanted("stripes", tunnel.listen)
 
 
-def _look_up(name: str, wanted: Wanted) -> tuple[End, ...]:
+def _look_up(what: str, wanted: Wanted) -> tuple[End, ...]:
     """The addresses of a host. Raises BootError."""
     host = wanted.address.host
     if host == "::":
@@ -166,11 +173,11 @@ def _look_up(name: str, wanted: Wanted) -> tuple[End, ...]:
     try:
         infos = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise BootError(69, f"tunnel {name!r}: cannot listen on {wanted}: {error.strerror}") from None
+        raise BootError(69, f"{what}: cannot listen on {wanted}: {error.strerror}") from None
     return tuple(dict.fromkeys(End(family, str(where[0]), where[2:]) for family, _, _, _, where in infos))
 
 
-def _open_patiently(name: str, wanted: Wanted, ends: tuple[End, ...], deadline: float) -> list[socket.socket]:
+def _open_patiently(what: str, wanted: Wanted, ends: tuple[End, ...], deadline: float) -> list[socket.socket]:
     while True:
         try:
             return _open_all(ends, wanted)
@@ -179,7 +186,7 @@ def _open_patiently(name: str, wanted: Wanted, ends: tuple[End, ...], deadline: 
                 time.sleep(RETRY_S)
                 continue
             code = 77 if isinstance(error, PermissionError) else 69
-            raise BootError(code, f"tunnel {name!r}: cannot listen on {wanted}: {_reason(error, wanted)}") from None
+            raise BootError(code, f"{what}: cannot listen on {wanted}: {_reason(error, wanted)}") from None
 
 
 def _reason(error: OSError, wanted: Wanted) -> str:

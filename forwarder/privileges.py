@@ -89,6 +89,12 @@ def become(identity: Identity, keep: Collection[int] = ()) -> None:
             _reduce_capabilities(keep)
 
 
+def give_up_capabilities() -> None:
+    """Gives up all that this process may do beyond a plain user's rights, though it may be root's. Raises OSError."""
+    if sys.platform == "linux":
+        _reduce_capabilities(())
+
+
 def _reduce_capabilities(keep: Collection[int]) -> None:
     """Reduces what is permitted to `keep` and makes that effective, and nothing inheritable."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from logging import ERROR, INFO, WARNING
 from typing import Any
 
@@ -41,7 +41,10 @@ Answer = dict[str, Any]
 class Reconfiguring:
     """At most one reload at a time, from `begin` until `finished` has given its answer."""
 
-    def __init__(self, source: Source, crew: Crew, output: logs.FileOutput) -> None:
+    def __init__(
+        self, source: Source, crew: Crew, output: logs.FileOutput, serve_metrics: Callable[[Settings], None]
+    ) -> None:
+        self._serve_metrics = serve_metrics
         self._source = source
         self._crew = crew
         self._output = output
@@ -96,8 +99,10 @@ class Reconfiguring:
         patience_s = RETIRING_S if retiring else 0.0
         self._crew.doors.open_missing(planned.running.settings, max(workers, found.workers), patience_s)
         try:
+            self._serve_metrics(planned.running.settings)
             self._set_up_log(running.settings, found)
         except BootError:
+            self._serve_metrics(running.settings)
             self._crew.doors.close_unwanted(running.settings)
             raise
         return planned
@@ -115,6 +120,7 @@ class Reconfiguring:
             old = self._crew.running.settings
             self._crew.doors.close_unwanted(old)
             self._set_up_log(settings, old)
+            self._serve_metrics(old)
             raise Unavailable(f"the workers cannot be told: {str(error.strerror).lower()}") from None
         return written
 

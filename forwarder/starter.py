@@ -51,7 +51,8 @@ _SECTIONS = """
 # Needed with --daemon. A relative path is relative to this file. No default: standard error.
 #file = "/var/log/forwarder/{role}.log"
 
-# For Prometheus; not served by this version. No default: none.
+# Over HTTP, for whoever can connect there: a page for people at /, metrics for Prometheus at /metrics, and /healthz,
+# which answers 200 while all workers are up. An address and a port, "[::]:{metrics_port}" for all. No default: none.
 #[metrics]
 #listen = "127.0.0.1:{metrics_port}"
 """

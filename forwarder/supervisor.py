@@ -27,7 +27,8 @@ from forwarder.errors import BootError
 from forwarder.generation import Standing
 from forwarder.instance import PidFile, take_control_socket
 from forwarder.logs import log
-from forwarder.privileges import descriptors_wanted, identity_wanted, raise_descriptor_limit
+from forwarder.metrics import MetricsChild
+from forwarder.privileges import Identity, descriptors_wanted, identity_wanted, raise_descriptor_limit
 from forwarder.raw import check_raw
 from forwarder.reload import Running
 from forwarder.signals import SignalQueue, blocked, let_come
@@ -80,10 +81,14 @@ class Supervisor:
         self._control: ControlServer | None = None
         self._selector = selectors.DefaultSelector()
         self._signals = SignalQueue()
+        self._metrics = MetricsChild(running.settings, saved.stats if saved is not None else None)
         self._worker_lines = logs.WorkerLines(saved.log_lines if saved is not None else None)
         self._crew = Crew(running, self._selector, self._on_message, worker_main)
+        self._crew.stats = self._metrics.memory
         self._desk = StatusDesk(self._crew, self._timing.status_s, saved.started_s if saved is not None else None)
-        self._changes = Changes(source, program, self._crew, output, timing, self._reply, self._become_another)
+        self._changes = Changes(
+            source, program, self._crew, output, timing, self._reply, self._become_another, self._metrics.reconfigure
+        )
 
     @property
     def _settings(self) -> Settings:
@@ -118,7 +123,7 @@ class Supervisor:
         )
         self._crew.set_up(self._worker_lines.sender, identity, self._close_in_child)
         if self._saved is not None:
-            self._take_over(self._saved)
+            self._take_over(self._saved, identity)
             return
         if self._pid_file is not None:
             self._pid_file.take()
@@ -127,7 +132,9 @@ class Supervisor:
         self._control = ControlServer(path, listener, self._selector, self._on_command)
         check_raw(self._settings)
         workers = self._settings.workers
-        self._crew.doors.open_missing(self._settings, workers, self._timing.predecessor_s if stale else 0.0)
+        patience_s = self._timing.predecessor_s if stale else 0.0
+        self._crew.doors.open_missing(self._settings, workers, patience_s)
+        self._metrics.open(patience_s)
         self._opened = True
         log(INFO, "forwarder starts", version=__version__, role=self._settings.role, pid=os.getpid(), workers=workers)
         if limit < wanted:
@@ -136,8 +143,9 @@ class Supervisor:
             self._crew.start(workers)
         except OSError as error:
             raise BootError(69, f"cannot start {workers} workers: {error.strerror}") from None
+        self._metrics.start(self._worker_lines.sender, identity)
 
-    def _take_over(self, saved: Saved) -> None:
+    def _take_over(self, saved: Saved, identity: Identity | None) -> None:
         """The workers first: whatever is wrong with the file or this host, they go on."""
         self._opened, self._phase = True, Phase.SERVING
         listener = taken_over(saved.control)
@@ -145,7 +153,16 @@ class Supervisor:
         restore(self._crew, saved)
         let_come()
         log(INFO, "upgrade: this version has taken over", version=__version__, pid=os.getpid())
+        self._serve_metrics(identity)
         self._changes.renew()
+
+    def _serve_metrics(self, identity: Identity | None) -> None:
+        """The child of before has ended with its program."""
+        try:
+            self._metrics.open(self._timing.predecessor_s)
+        except BootError as error:
+            log(ERROR, "metrics are not served", reason=error.message)
+        self._metrics.start(self._worker_lines.sender, identity)
 
     def _close_in_child(self) -> None:
         self._selector.close()
@@ -154,6 +171,7 @@ class Supervisor:
         self._output.close()
         self._announcement.close()
         self._changes.upgrade.close_in_child()
+        self._metrics.close_in_child()
         if self._control is not None:
             self._control.close_in_child()
         if self._pid_file is not None:
@@ -163,7 +181,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         self._crew.flush()
-        due = [self._next_tick_s, self._kill_s, self._desk.deadline_s, *self._changes.deadlines]
+        due = [self._next_tick_s, self._kill_s, self._desk.deadline_s, self._metrics.due_s, *self._changes.deadlines]
         due += (slot.due_s for slot in self._crew.slots if not self._changes.succession.holds_back(slot))
         next_s = min(at for at in due if at is not None)
         for key, events in self._selector.select(max(0.0, next_s - time.monotonic())):
@@ -173,6 +191,7 @@ class Supervisor:
             self._on_death(slot, worker, status, now)
         self._tick(now)
         self._replace(now)
+        self._metrics.turn(now, self._phase.value, self._crew.serving.slots)
         for client, answer in self._desk.answers(now, self._phase.value):
             self._reply(client, answer)
         if self._phase is Phase.SERVING:
@@ -256,7 +275,9 @@ class Supervisor:
         with blocked():
             numbers = [number for number in self._signals.take() if number not in (signal.SIGCHLD, signal.SIGUSR2)]
             if not numbers and self._control is not None:
+                self._metrics.pause()
                 upgrade.go(self._save(self._control))
+                self._metrics.resume()
         for number in numbers:
             self._on_signal(number)
 
@@ -273,6 +294,7 @@ class Supervisor:
             boot_id=crew.boot_id,
             serial=crew.serial,
             heartbeat=crew.heartbeat_memory,
+            stats=self._metrics.memory,
             lifetime=crew.lifetime,
             log_lines=self._worker_lines.saved(),
             control=control.fileno(),
@@ -287,6 +309,7 @@ class Supervisor:
     def _on_death(self, slot: Slot, worker: Worker, status: int, now: float) -> None:
         self._desk.on_death(slot.index)
         self._changes.reload.on_death(slot.index)
+        self._metrics.fold(slot.index)
         if self._phase in (Phase.DRAINING, Phase.QUITTING):
             return
         dead = {"worker": slot.index, "serial": worker.serial, "pid": worker.pid, "exit": describe_exit(status)}
@@ -376,6 +399,7 @@ class Supervisor:
     def _close(self) -> None:
         self._crew.close()
         self._changes.stop()
+        self._metrics.close()
         self._worker_lines.pass_on(self._output)
         if self._control is not None:
             self._control.close()

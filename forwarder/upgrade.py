@@ -84,6 +84,7 @@ class State(msgspec.Struct, frozen=True):
     boot_id: int
     serial: int
     heartbeat: int
+    stats: int
     lifetime: tuple[int, int]
     log_lines: tuple[int, int]
     control: int
@@ -96,7 +97,7 @@ class State(msgspec.Struct, frozen=True):
 
     def descriptors(self) -> Iterator[int]:
         """All that has to be open on the other side."""
-        yield from (self.heartbeat, *self.lifetime, *self.log_lines, self.control)
+        yield from (self.heartbeat, self.stats, *self.lifetime, *self.log_lines, self.control)
         if self.pid_file is not None:
             yield self.pid_file[1]
         for _, fds in self.doors:

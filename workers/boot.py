@@ -49,6 +49,7 @@ class Boot:
     inboxes: worker slot, of this generation -> the sending end of that worker's SOCK_DGRAM inbox, for handing over
         accepted stripes; `inbox` is the receiving end of this worker's own.
     lifetime: read end of a pipe whose write end only the supervisor holds: readable means that the supervisor is gone.
+    stats: memfd of `workers.shm.stats`, of which this worker writes the page of its slot; -1: none.
     heartbeat: a shared memory page of native u64, one per slot; this worker adds 1 to its own every half second.
     """
 
@@ -64,6 +65,7 @@ class Boot:
     lifetime: int
     heartbeat: memoryview
     base: int = 0
+    stats: int = -1
     inboxes: dict[int, socket.socket] = field(default_factory=dict)
     session_ids: dict[int, int] = field(default_factory=dict)
     listeners: dict[int, list[socket.socket]] = field(default_factory=dict)

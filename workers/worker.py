@@ -35,6 +35,7 @@ from workers.io.spray_server import SprayServerEnd
 from workers.io.spray_tunnels import SprayEnd
 from workers.io.stripe import Staging
 from workers.io.succession import Succession
+from workers.publisher import LOOK_S, Publisher
 from workers.report import report
 from workers.settings import Settings
 from workers.shm.arena import Arena
@@ -92,6 +93,7 @@ class Worker:
         self._idle = False
         self._waking = False
         self._timers: list[Any] = []
+        self._publisher = Publisher(boot, self._context, self._tunnels) if boot.stats >= 0 else None
 
     # Life
 
@@ -103,6 +105,8 @@ class Worker:
         self._watch(self._boot.inbox.fileno(), self._on_inbox)
         self._every(TICK_S, self._on_tick)
         self._every(HEARTBEAT_S, self._on_heartbeat)
+        if self._publisher is not None:
+            self._every(LOOK_S, self._publisher.on_time)
         gc.collect()
         gc.freeze()
         self._send(messages.Ready())
@@ -186,6 +190,8 @@ class Worker:
             self._tell_idle()
         while self._on_inbox():
             pass
+        if self._publisher is not None:
+            self._publisher.publish(clock_us() / 1e6)
         self._set.close()
         self._mesh.flush()
         self._send(messages.Drained())

@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from forwarder import figures
 from forwarder.doctor.finding import Finding, hint, not_applicable, ok, shortfall, unknown
 from forwarder.doctor.host import Host, Unseen
 from forwarder.doctor.subject import Subject
 from forwarder.doctor.wanted import LOG_FREE_BYTES, NOFILE, WORKER_BYTES
-from forwarder.figures import amount
 from forwarder.privileges import descriptors_wanted
 from workers.shm.layout import EGRESS_BYTES, INGRESS_BYTES
 
@@ -71,21 +71,23 @@ def memory(host: Host, subject: Subject) -> Iterator[Finding]:
     if limit is not None:
         free = min(free, limit)
     workers = subject.settings.workers if subject.settings else 1
-    found = f"{amount(free)} available" + (" (limit of the control group)" if limit == free else "")
+    found = f"{figures.memory(free)} available" + (" (limit of the control group)" if limit == free else "")
     least, most = workers * WORKER_BYTES, workers * (INGRESS_BYTES + EGRESS_BYTES)
     if subject.pids:
         yield ok("memory", found, "an instance runs")
     elif free < least:
         why = f"{workers} workers take so much with nothing under way; without memory they are killed"
-        yield shortfall("memory", found, amount(least), why, f"workers = {max(1, free // WORKER_BYTES)}  # in FILE")
+        yield shortfall(
+            "memory", found, figures.memory(least), why, f"workers = {max(1, free // WORKER_BYTES)}  # in FILE"
+        )
     elif free < most:
         why = (
             "so much may wait in the workers' arenas at the very most, when applications stop reading while the other "
             "end sends to all of them; a smaller window_max makes it less"
         )
-        yield hint("memory", found, f"{amount(most)} for {workers} workers", why)
+        yield hint("memory", found, f"{figures.memory(most)} for {workers} workers", why)
     else:
-        yield ok("memory", found, amount(most))
+        yield ok("memory", found, figures.memory(most))
 
 
 def _cgroup_limit(host: Host) -> int | None:
@@ -120,12 +122,14 @@ def log_room(host: Host, subject: Subject) -> Iterator[Finding]:
     except Unseen as reason:
         yield unknown(name, str(reason))
         return
-    found = f"{amount(free)} free for {file}"
+    found = f"{figures.memory(free)} free for {file}"
     if free < LOG_FREE_BYTES:
         why = "lines that find no room are lost; traffic goes on"
-        yield shortfall(name, found, f"{amount(LOG_FREE_BYTES)} free", why, f"du -ahx {folder} | sort -h | tail")
+        yield shortfall(
+            name, found, f"{figures.memory(LOG_FREE_BYTES)} free", why, f"du -ahx {folder} | sort -h | tail"
+        )
     else:
-        yield ok(name, found, f"{amount(LOG_FREE_BYTES)} free")
+        yield ok(name, found, f"{figures.memory(LOG_FREE_BYTES)} free")
 
 
 def _not_writable(host: Host, subject: Subject, name: str, file: str, why: str) -> Finding:

@@ -147,9 +147,11 @@ def test_what_check_prints_means_the_same(tmp_path: Path, role: str) -> None:
 
 
 def test_check_warns_on_standard_error(tmp_path: Path) -> None:
-    file = write(tmp_path, "client", CLIENT + '[metrics]\nlisten = "127.0.0.1:9464"\n')
+    file = write(tmp_path, "client")
+    key = tmp_path / "laptop.key"
+    key.chmod(0o644)
     result = invoke("check", "-c", file)
-    assert (result.exit_code, result.stderr) == (0, "warning: metrics: not served by this version\n")
+    assert (result.exit_code, result.stderr) == (0, f"warning: auth.key_file: every user of this host may read {key}\n")
 
 
 def test_start_hands_over_the_settings(tmp_path: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,10 +203,10 @@ def test_key_in_a_configuration_for_all_eyes_is_a_warning(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("role", EXAMPLES)
-def test_metrics_are_accepted_with_a_warning(tmp_path: Path, role: str) -> None:
+def test_metrics_listen_is_an_address(tmp_path: Path, role: str) -> None:
     loaded = load(write(tmp_path, role, EXAMPLES[role] + '[metrics]\nlisten = "127.0.0.1:9464"\n'))
     assert loaded.settings.metrics_listen == Address("127.0.0.1", 9464)
-    assert loaded.warnings == ("metrics: not served by this version",)
+    assert loaded.warnings == ()
 
 
 def test_default_control_socket_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

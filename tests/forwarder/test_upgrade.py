@@ -35,7 +35,7 @@ from workers.settings import Address, Key
 @pytest.fixture
 def state() -> Iterator[State]:
     """One whose descriptors are all open."""
-    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(14)]
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(15)]
     left = iter(fds)
     worker = WorkerState(7, 1234, next(left), "READY", True, 1.5)
     slots = [SlotState(2, 0, (next(left), next(left)), 3, None, worker)]
@@ -48,6 +48,7 @@ def state() -> Iterator[State]:
         boot_id=(1 << 64) - 1,
         serial=9,
         heartbeat=next(left),
+        stats=next(left),
         lifetime=(next(left), next(left)),
         log_lines=(next(left), next(left)),
         control=next(left),
@@ -62,7 +63,7 @@ def state() -> Iterator[State]:
 
 def test_state_survives_the_journey(state: State) -> None:
     assert decode(encode(state)) == state
-    assert len(set(state.descriptors())) == 14
+    assert len(set(state.descriptors())) == 15
 
 
 def test_state_of_another_version_is_refused(state: State) -> None:

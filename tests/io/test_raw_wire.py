@@ -238,7 +238,7 @@ def test_run_longer_than_one_frame_goes_in_several(place: Place) -> None:
 def test_run_stops_at_the_window_and_goes_on_when_it_opens(place: Place) -> None:
     place.wire.send_run(memoryview(bytes(6000)), SIZE, place.now_us)
     assert place.send(20) == 8 * SIZE  # of the 14,600 bytes assumed until the peer says more
-    assert (place.send(1), place.wire.window_waits) == (0, 2)
+    assert (place.send(1), place.wires.window_waits) == (0, 2)
     place.come(acknowledged=100 + 14 * SIZE, window=0)
     assert place.writable == 0
     place.come(acknowledged=100 + 14 * SIZE, window=WINDOW)

@@ -113,7 +113,17 @@ class FakeWorker:
     def stray_fds(self) -> list[str]:
         """What is open that the boot parameters do not explain."""
         boot = self.boot
-        known = {0, 1, 2, self.journal, boot.arena, boot.lifetime, boot.channel.fileno(), boot.inbox.fileno()}
+        known = {
+            0,
+            1,
+            2,
+            self.journal,
+            boot.arena,
+            boot.stats,
+            boot.lifetime,
+            boot.channel.fileno(),
+            boot.inbox.fileno(),
+        }
         known |= {sock.fileno() for sock in boot.inboxes.values()}
         known |= {sock.fileno() for socks in boot.listeners.values() for sock in socks}
         for peer in boot.peers:

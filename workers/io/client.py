@@ -16,7 +16,9 @@ from workers.io.endpoint import Endpoint
 from workers.io.mesh import Descriptor, Peer
 from workers.io.session import Session
 from workers.io.stripe import Stripe
+from workers.io.tally import add_session
 from workers.settings import Key, StripeClientTunnel
+from workers.shm.totals import TunnelTotals
 from workers.status import TunnelStatus
 
 MAX_WAITING = 4096
@@ -228,6 +230,17 @@ class ClientTunnel:
             flows_reset=share.reset_streams + self._refused,
             sessions=[self.session.status(self._key.key_id, self._dialler.wanted_of_all, now_us)],
         )
+
+    def totals(self) -> TunnelTotals:
+        """The same for statistics."""
+        totals = TunnelTotals(self.tunnel.name, "stripe")
+        add_session(totals, self.session)
+        totals.flows_total += self._refused
+        totals.flows_reset += self._refused
+        totals.flows_refused += self._refused
+        stripes, dialler = totals.kind("stripe"), self._dialler
+        stripes.dialled, stripes.failed, stripes.wanted = dialler.dialled, dialler.failed, dialler.wanted
+        return totals
 
     def count_open(self) -> dict[str, int]:
         """What must be level when nothing goes on."""

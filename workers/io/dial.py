@@ -51,6 +51,7 @@ class Dialler:
         self._allowed = sockets.stripes_allowed(len(context.settings.client_tunnels))
         self._is_shrunk = self._is_capped = False
         self._wake = Event()
+        self.dialled = self.failed = 0
         self._stopped = False
         self._want()
         self._greenlet = gevent.spawn(self._run)
@@ -161,6 +162,7 @@ class Dialler:
             now_us = clock_us()
             attempt = self._plan.next_dial(now_us)
             if attempt is not None:
+                self.dialled += 1
                 self._greenlets[attempt] = gevent.spawn(self._dial, attempt)
                 continue
             wait_us = self._plan.wait_us(now_us)
@@ -181,6 +183,7 @@ class Dialler:
         except (OSError, RemoteProtocolError) as error:
             why = str(error) or type(error).__name__
         self._greenlets.pop(attempt, None)
+        self.failed += why is not None
         if why is not None and not self._stopped and self._plan.on_failed(attempt, clock_us()):
             self._warn(self._plan.routes[attempt.route], why)
         self._wake.set()

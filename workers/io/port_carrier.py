@@ -277,6 +277,11 @@ class PortCarrier:
         self.wire.close()
 
     @property
+    def waiting_bytes(self) -> int:
+        """Sealed, and not taken by the wire yet."""
+        return len(self._pending) if self._pending is not None else 0
+
+    @property
     def counts(self) -> tuple[int, int]:
         """Records that were rejected, and those that were replayed or too old."""
         return self._opener.rejected, self._opener.replayed
@@ -294,7 +299,7 @@ class PortCarrier:
             rtt_ms=port.rtt.srtt_us / 1000,
             loss=port.outward.ratio,
             rate_bps=port.rate_bps,
-            in_flight_bytes=len(self._pending) if self._pending is not None else 0,
+            in_flight_bytes=self.waiting_bytes,
             age_s=(now_us - port.up_us) / 1e6,
             bytes_in=self.bytes_in,
             bytes_out=self.bytes_out,

@@ -74,7 +74,6 @@ class RawWire:
         "peer",
         "rtt_us",
         "run_max_bytes",
-        "window_waits",
     )
 
     kind: Kind = "tcp"
@@ -91,7 +90,6 @@ class RawWire:
         self.owner: WireOwner | None = None
         self.rtt_us = facts.rtt_us
         self.heard_us = now_us
-        self.window_waits = 0
         self._wires = wires
         self._sock: socket.socket | None = sock
         self._link = template.link
@@ -128,7 +126,7 @@ class RawWire:
                 count = fake.room_bytes // size * size
                 if not count:
                     self._needed = min(size, total - taken)
-                    self.window_waits += 1
+                    self._wires.window_waits += 1
                     return taken
             piece = view if count == total else view[taken : taken + count]
             if not device.send(fake.run_to_send(count, size, now_us), piece):
@@ -276,7 +274,8 @@ def _later(one: int, other: int) -> int:
 class RawWires:
     """The devices of a tunnel in this worker, and the wires over them by the key of what they receive.
 
-    strangers: those without an owner, oldest first, and since when.
+    strangers: those without an owner, oldest first, and since when. window_waits: runs that the other end's window held
+    up.
     """
 
     def __init__(
@@ -303,6 +302,7 @@ class RawWires:
         self._owing: deque[tuple[int, RawWire]] = deque()
         self._lingering: deque[tuple[int, socket.socket]] = deque()
         self._closing = False
+        self.window_waits = 0
         self._on_time = on_time
         loop: Any = context.loop
         self._ack_timer = loop.timer(ACK_TICK_S, ACK_TICK_S)

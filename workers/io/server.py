@@ -24,7 +24,9 @@ from workers.io.establish import make_stripe
 from workers.io.pending import Pending, Strangers
 from workers.io.session import Session
 from workers.io.stripe import Stripe
+from workers.io.tally import add_session
 from workers.settings import StripeServerTunnel
+from workers.shm.totals import TunnelTotals
 from workers.status import TunnelStatus
 
 ACCEPT_BURST = 8
@@ -86,7 +88,7 @@ class ServerTunnel:
         self._inboxes = inboxes
         self._departing = False
         self._strangers = Strangers(self, tunnel.handshake_timeout_s)
-        self._past: list[int] = [0, 0, 0, 0]
+        self._past = TunnelTotals(tunnel.name, "stripe")
         self._acceptor = Acceptor(context.loop, tunnel.name, listeners, self._on_connection, burst=ACCEPT_BURST)
 
     def sessions(self) -> list[Session]:
@@ -247,11 +249,8 @@ class ServerTunnel:
             log.warning("session lost tunnel=%s streams=%d", self.tunnel.name, len(session.share.streams))
         session.close(Reason.TIMEOUT)
         del self.by_number[number]
-        share = session.share
-        refused = share.refused_streams
-        streams = (share.total_streams + refused, share.reset_streams + refused)
-        for index, value in enumerate((share.bytes_in, share.bytes_out, *streams)):
-            self._past[index] += value
+        add_session(self._past, session)
+        self._past = self._past.past()
 
     def update(self, tunnel: StripeServerTunnel, listeners: list[socket.socket]) -> None:
         """New settings, for what is opened from now on. `listeners`: in place of the former ones, if there are any."""
@@ -295,6 +294,7 @@ class ServerTunnel:
         for number, session in list(self.by_number.items()):
             session.close(Reason.SHUTDOWN)
             del self.by_number[number]
+            add_session(self._past, session)
 
     def status(self, now_us: int) -> TunnelStatus:
         """This worker's part of the tunnel."""
@@ -305,16 +305,25 @@ class ServerTunnel:
             name=self.tunnel.name,
             mode="stripe",
             state="draining" if self._departing or self.context.is_leaving else "up",
-            bytes_in=self._past[0] + sum(share.bytes_in for share in shares),
-            bytes_out=self._past[1] + sum(share.bytes_out for share in shares),
+            bytes_in=self._past.bytes_in + sum(share.bytes_in for share in shares),
+            bytes_out=self._past.bytes_out + sum(share.bytes_out for share in shares),
             flows_open=sum(len(share.streams) for share in shares),
-            flows_total=self._past[2] + refused + sum(share.total_streams for share in shares),
-            flows_reset=self._past[3] + refused + sum(share.reset_streams for share in shares),
+            flows_total=self._past.flows_total + refused + sum(share.total_streams for share in shares),
+            flows_reset=self._past.flows_reset + refused + sum(share.reset_streams for share in shares),
             sessions=[
                 session.status(keys[session.key_index].key_id, session.liveness.total_up, now_us)
                 for session in self.by_number.values()
             ],
         )
+
+    def totals(self) -> TunnelTotals:
+        """The same for statistics."""
+        totals = self._past.past()
+        for session in self.by_number.values():
+            add_session(totals, session)
+        totals.handshakes_refused = self._strangers.refused
+        totals.strangers = len(self._strangers)
+        return totals
 
     def count_open(self) -> dict[str, int]:
         """What must be level when nothing goes on."""

@@ -68,6 +68,7 @@ class Session:
         self._dirty: list[Endpoint] = []
         self._sent_before = 0
         self._sent_bps = 0.0
+        self.joined_stripes = self.lost_stripes = 0
         context.sessions += 1
 
     def use(self, tunnel: StripeTunnel) -> None:
@@ -85,6 +86,7 @@ class Session:
             self._take_out(former)
             self.parting.part(former)
         self._generation += 1
+        self.joined_stripes += 1
         stripe.path = Path(self.context.slot, stripe.index, self._generation)
         self.stripes[stripe.index] = stripe
         self.share.add_path(stripe.path)
@@ -117,6 +119,7 @@ class Session:
     def _take_out(self, stripe: Stripe) -> None:
         """No frame goes by that stripe any more."""
         del self.stripes[stripe.index]
+        self.lost_stripes += 1
         self.egress.lineup.forget(stripe)
         self.liveness.forget(stripe)
         if not self.stripes:

@@ -23,8 +23,10 @@ from workers.io.spray_buffers import Inbox, SprayBuffers
 from workers.io.spray_dial import SprayDialler
 from workers.io.spray_session import SpraySession
 from workers.io.spray_waiting import datagrams_in
+from workers.io.tally import add_spray_session, add_wires
 from workers.io.wire import Diallers
 from workers.settings import Key, SprayClientTunnel
+from workers.shm.totals import TunnelTotals
 from workers.status import TunnelStatus
 
 READ = 1
@@ -75,6 +77,8 @@ class SprayClientEnd:
         self.session.owners = self._owner_of
         self.session.room = self._resume
         self._dialler = SprayDialler(context, tunnel, key, self.session, session_id, diallers, buffers.staging)
+        self._diallers = diallers
+        self.reassembler = buffers.reassembler
         self.session.lost = self._dialler.on_lost
         duration_us = int(tunnel.duration_s * 1e6)
         self._touch_us = duration_us // 4
@@ -217,7 +221,7 @@ class SprayClientEnd:
                     self.session.exchange.tell(peer, mesh.TOUCHED, flow=number)
         taken = self._sender.send_run(sock, memoryview(payload), max(size, 1), address)
         if taken < len(payload):
-            self.session.dropped += datagrams_in(size, payload[max(taken, 0) :])
+            self.session.undelivered += datagrams_in(size, payload[max(taken, 0) :])
         return True
 
     def _socket_of(self, address: Any) -> socket.socket:
@@ -356,15 +360,32 @@ class SprayClientEnd:
             sessions=[part],
         )
 
+    def totals(self) -> TunnelTotals:
+        """The same for statistics."""
+        table, dialler = self._table, self._dialler
+        totals = TunnelTotals(self.tunnel.name, "spray")
+        add_spray_session(totals, self.session)
+        add_wires(totals, self._diallers.values())
+        totals.flows_open, totals.flows_total = len(table), table.opened
+        totals.flows_refused, totals.flows_evicted = table.refused, table.evicted
+        totals.drop("receiver", self._sender.undelivered)
+        totals.drop("too_large", self._sender.too_large)
+        totals.drop("unknown", self.unknown)
+        for kind, wanted in dialler.wanted_of_kind.items():
+            ports = totals.kind(kind)
+            ports.dialled, ports.failed, ports.wanted = dialler.dialled[kind], dialler.failed[kind], wanted
+        return totals
+
     def count_open(self) -> dict[str, int]:
         """What must be level when nothing goes on, and what was lost."""
-        session = self.session
+        totals = self.totals()
+        lost = totals.dropped
         return {
             "spray_dialling": self._dialler.dialling,
             "spray_refused_frames": self._dialler.lost,
-            "spray_dropped": session.dropped + session.exchange.dropped + self._sender.undelivered,
-            "spray_too_large": session.too_large + self._sender.too_large,
+            "spray_dropped": sum(lost[reason] for reason in ("no_port", "receiver", "exchange")),
+            "spray_too_large": lost["too_large"],
             "spray_unknown": self.unknown,
-            "spray_rejected": session.refused_records[0],
-            "spray_replayed": session.refused_records[1],
+            "spray_rejected": totals.records_rejected,
+            "spray_replayed": totals.records_replayed,
         }

@@ -9,6 +9,7 @@ port gives up; 5. the port is handed to the session. A port that is old enough i
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -153,6 +154,9 @@ class SprayDialler:
         self._warned_us = self._told_us = -WARN_US
         self._told_up = 0
         self._stopped = False
+        self.wanted_of_kind = Counter[str](tunnel.carriers[index][0] for index in own)
+        self.dialled: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
 
     @property
     def wanted(self) -> int:
@@ -206,6 +210,7 @@ class SprayDialler:
         if self._budget < 1:
             return
         self._budget -= 1
+        self.dialled[self.tunnel.carriers[index][0]] += 1
         self.ports[index] = self.ports.pop(index)  # behind all others: ports that fail must not use up the budget
         port.on_dial(now_us)
         hello = Hello(
@@ -265,6 +270,7 @@ class SprayDialler:
         self._diallers[self.tunnel.carriers[index][0]].cancel(index)
         dial.close()
         kind, port = self.tunnel.carriers[index]
+        self.failed[kind] += 1
         log.debug("no port tunnel=%s port=%d/%s reason=%s", self.tunnel.name, port, kind, why)
         now_us = clock_us()
         if now_us - self._warned_us >= WARN_US:

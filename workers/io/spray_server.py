@@ -22,9 +22,11 @@ from workers.io.spray_door import Pending, SprayDoor
 from workers.io.spray_release import Release
 from workers.io.spray_session import SpraySession, jitter
 from workers.io.spray_target import Targets
+from workers.io.tally import add_spray_session, add_wires
 from workers.io.tcp_wire import TcpPorts
 from workers.io.udp_wire import UdpPorts
 from workers.settings import SprayServerTunnel
+from workers.shm.totals import TunnelTotals
 from workers.status import TunnelStatus
 
 MAX_PORTS = 2 * 4096
@@ -80,8 +82,8 @@ class SprayServerEnd:
         self._came_by: dict[int, dict[PortCarrier, None]] = {}
         self._standings: dict[tuple[int, int], Standing] = {}
         self.targets = Targets(context, tunnel, self, inboxes, senders)
-        self._past = [0, 0]
-        self._past_lost = [0, 0, 0, 0]
+        self.reassembler = buffers.reassembler
+        self._past = TunnelTotals(tunnel.name, "spray")
 
     # Ports
 
@@ -195,6 +197,7 @@ class SprayServerEnd:
         session.peer_text = pending.wire.peer
         self._came_by.setdefault(pending.port, {})[carrier] = None
         session.add(carrier, now_us)
+        session.past.kind(carrier.wire.kind).dialled += 1
         return carrier
 
     def carriers_of(self, port: int) -> Iterable[PortCarrier]:
@@ -296,12 +299,8 @@ class SprayServerEnd:
         for place in [place for place in self._standings if place[0] == number]:
             del self._standings[place]
         session.close()
-        self._past[0] += session.bytes_in
-        self._past[1] += session.bytes_out
-        self._past_lost[0] += session.dropped + session.exchange.dropped
-        self._past_lost[1] += session.too_large
-        self._past_lost[2] += session.rejected
-        self._past_lost[3] += session.replayed
+        add_spray_session(self._past, session)
+        self._past = self._past.past()
         del self._sessions[number]
 
     def stop_accepting(self) -> None:
@@ -329,27 +328,47 @@ class SprayServerEnd:
             name=self.tunnel.name,
             mode="spray",
             state="draining" if self.context.is_leaving else "up",
-            bytes_in=self._past[0] + sum(each.bytes_in for each in sessions),
-            bytes_out=self._past[1] + sum(each.bytes_out for each in sessions),
+            bytes_in=self._past.bytes_in + sum(each.bytes_in for each in sessions),
+            bytes_out=self._past.bytes_out + sum(each.bytes_out for each in sessions),
             flows_open=len(self.targets.table),
             flows_total=self.targets.table.opened,
             flows_reset=0,
             sessions=[each.status(each.key_id, each.total_up, now_us) for each in sessions],
         )
 
+    @property
+    def _wires(self) -> list[UdpPorts | TcpPorts]:
+        return [ports for ports in (self.udp, self.tcp) if ports is not None]
+
+    def totals(self) -> TunnelTotals:
+        """The same for statistics."""
+        targets, table = self.targets, self.targets.table
+        totals = self._past.past()
+        for session in self._sessions.values():
+            add_spray_session(totals, session)
+        add_wires(totals, self._wires)
+        for reason, count in zip(("too_large", "receiver"), targets.counts, strict=True):
+            totals.drop(reason, count)
+        for reason in ("no_port", "exchange"):
+            totals.drop(reason, 0)
+        totals.flows_open, totals.flows_total = len(table), table.opened
+        totals.flows_refused, totals.flows_evicted = table.refused, table.evicted
+        totals.handshakes_refused, totals.moved = self.door.refused, self.door.moved
+        totals.strangers = len(self.door)
+        return totals
+
     def count_open(self) -> dict[str, int]:
         """What must be level when nothing goes on, and what was lost."""
-        sessions = list(self._sessions.values())
-        too_large, undelivered = self.targets.counts
-        dropped = self._past_lost[0] + sum(each.dropped + each.exchange.dropped for each in sessions)
+        totals = self.totals()
+        lost = totals.dropped
         return {
             "spray_pending": len(self.door),
             "spray_refused": self.door.refused,
-            "spray_refused_frames": sum(ports.lost for ports in (self.udp, self.tcp) if ports is not None),
-            "spray_dropped": dropped + undelivered,
-            "spray_too_large": too_large + self._past_lost[1] + sum(each.too_large for each in sessions),
-            "spray_rejected": self._past_lost[2] + sum(each.refused_records[0] for each in sessions),
-            "spray_replayed": self._past_lost[3] + sum(each.refused_records[1] for each in sessions),
+            "spray_refused_frames": sum(ports.lost for ports in self._wires),
+            "spray_dropped": sum(lost[reason] for reason in ("no_port", "receiver", "exchange")),
+            "spray_too_large": lost["too_large"],
+            "spray_rejected": totals.records_rejected,
+            "spray_replayed": totals.records_replayed,
         }
 
 

@@ -22,7 +22,9 @@ from workers.io.port_carrier import PortCarrier
 from workers.io.spray_buffers import Assembly, SprayBuffers
 from workers.io.spray_exchange import SprayExchange
 from workers.io.spray_waiting import PIECE, Waiting, copies_of, datagrams_in
+from workers.io.tally import add_gone
 from workers.settings import SprayTunnel
+from workers.shm.totals import TunnelTotals
 from workers.status import SessionStatus
 
 TIMER_S = 0.02
@@ -55,7 +57,8 @@ class SpraySession:
         self.lost: Callable[[PortCarrier], None] = lambda _: None
         self.unknown: Callable[[PortCarrier, Records, int, int, int], None] = lambda *_: None
         self.room: Callable[[], None] = lambda: None
-        self.bytes_in = self.bytes_out = self.dropped = self.too_large = self.rejected = self.replayed = 0
+        self.bytes_in = self.bytes_out = self.dropped = self.too_large = self.undelivered = 0
+        self.past = TunnelTotals(tunnel.name, "spray")
         self._buffers = buffers
         self._choice = PortChoice(now_us)
         self._by_port: dict[Port, PortCarrier] = {}
@@ -100,7 +103,7 @@ class SpraySession:
         if self._by_port.get(carrier.port) is carrier:
             del self._by_port[carrier.port]
             self._choice.remove(carrier.port)
-        self.rejected, self.replayed = self.rejected + carrier.counts[0], self.replayed + carrier.counts[1]
+        add_gone(self.past, carrier)
         carrier.close(now_us)
         self._measure()
 
@@ -362,12 +365,6 @@ class SpraySession:
             self.exchange.on_loss(loss, self.bytes_out, now_us)
             self._measure()
             self._drain()
-
-    @property
-    def refused_records(self) -> tuple[int, int]:
-        """What the ports have rejected, and what had come before or too late."""
-        counts = [(self.rejected, self.replayed), *(carrier.counts for carrier in self.carriers.values())]
-        return sum(each[0] for each in counts), sum(each[1] for each in counts)
 
     def is_idle(self, now_us: int) -> bool:
         """Whether nothing has gone on for long, and no worker has a port."""

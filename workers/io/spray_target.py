@@ -161,7 +161,7 @@ class Targets:
                 sock = flow.sock
         taken = self._sender.send_run(sock, memoryview(payload), max(size, 1))
         if taken < len(payload):
-            session.dropped += datagrams_in(size, payload[max(taken, 0) :])
+            session.undelivered += datagrams_in(size, payload[max(taken, 0) :])
         return True
 
     def _find_handed_on(self, key: int) -> TargetFlow | None:

@@ -96,6 +96,11 @@ class TcpDiallers:
         """Frames that the devices refused."""
         return sum(device.lost for device in self._wires.devices.values())
 
+    @property
+    def window_waits(self) -> int:
+        """Runs that the other end's window held up."""
+        return self._wires.window_waits
+
     def dial(self, carrier: int, address: tuple[str, int], source: str | None, owner: DialOwner) -> None:
         """See Diallers."""
         self.cancel(carrier)
@@ -260,6 +265,11 @@ class TcpPorts:
     def lost(self) -> int:
         """Frames that the devices refused."""
         return sum(device.lost for device in self._wires.devices.values())
+
+    @property
+    def window_waits(self) -> int:
+        """Runs that the other end's window held up."""
+        return self._wires.window_waits
 
     @property
     def strangers(self) -> int:
