@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 export PYTHON
 
-.PHONY: help demo test bench fuzz check venv clean
+.PHONY: help demo test bench fuzz check deb venv clean
 
 help:
 	@echo 'make demo    downloads through 1, 10, 40 stripes, and by kcptun through 10 ports; the link limits each connection'
@@ -13,6 +13,7 @@ help:
 	@echo 'make bench   speed, cost and round trip beside iperf3, haproxy, socat, UDP, in an hour; ARGS=--help for less'
 	@echo 'make fuzz    the parsers under a fuzzer, a minute each; ARGS="--seconds 600 record" for one of them'
 	@echo 'make check   lint, types, packaging, configuration files'
+	@echo 'make deb     a package for Debian 12, in dist/'
 	@echo 'make venv    only the Python environment, in .venv'
 	@echo 'make clean   remove what was built'
 
@@ -44,6 +45,10 @@ check:
 	$(BIN)/mypy
 	deploy/check-package
 	deploy/wire-format --check
+
+deb:
+	@deploy/bootstrap deb
+	@deploy/build-deb
 
 venv:
 	@deploy/bootstrap check

@@ -82,6 +82,11 @@ class Changes:
     # A turn
 
     @property
+    def busy(self) -> bool:
+        """Whether anything changes, or waits for that."""
+        return bool(self._wishes) or self.reload.busy or self.succession.busy or self.upgrade.busy
+
+    @property
     def deadlines(self) -> tuple[float | None, float | None]:
         """When `turn` is to be called next, if nothing happens before."""
         return self.reload.deadline_s, self.upgrade.deadline_s

@@ -28,6 +28,7 @@ from forwarder.generation import Standing
 from forwarder.instance import PidFile, take_control_socket
 from forwarder.logs import log
 from forwarder.metrics import MetricsChild
+from forwarder.notify import ServiceManager
 from forwarder.privileges import Identity, descriptors_wanted, identity_wanted, raise_descriptor_limit
 from forwarder.raw import check_raw
 from forwarder.reload import Running
@@ -81,6 +82,7 @@ class Supervisor:
         self._control: ControlServer | None = None
         self._selector = selectors.DefaultSelector()
         self._signals = SignalQueue()
+        self._manager = ServiceManager()
         self._metrics = MetricsChild(running.settings, saved.stats if saved is not None else None)
         self._worker_lines = logs.WorkerLines(saved.log_lines if saved is not None else None)
         self._crew = Crew(running, self._selector, self._on_message, worker_main)
@@ -155,6 +157,7 @@ class Supervisor:
         log(INFO, "upgrade: this version has taken over", version=__version__, pid=os.getpid())
         self._serve_metrics(identity)
         self._changes.renew()
+        self._tell_ready()
 
     def _serve_metrics(self, identity: Identity | None) -> None:
         """The child of before has ended with its program."""
@@ -196,6 +199,8 @@ class Supervisor:
             self._reply(client, answer)
         if self._phase is Phase.SERVING:
             self._changes.turn(now, self._is_settled)
+            if self._manager.waits and not self._changes.busy:
+                self._tell_ready()
         if self._kill_s is not None and now >= self._kill_s:
             self._crew.kill()
             self._kill_s = now + self._timing.quit_grace_s
@@ -212,12 +217,17 @@ class Supervisor:
         elif number == signal.SIGQUIT:
             self._quit()
         elif number == signal.SIGHUP:
+            self._manager.reloading()
             self._reopen_log()
             self._changes.wish_reload()
         elif number == signal.SIGUSR2:
             self._changes.wish_upgrade()
         elif number in (signal.SIGTTIN, signal.SIGTTOU):
             self._changes.wish_workers(1 if number == signal.SIGTTIN else -1)
+
+    def _tell_ready(self) -> None:
+        if self._phase is Phase.SERVING:
+            self._manager.ready(f"serves (workers: {self._crew.serving.size})")
 
     def _reopen_log(self) -> None:
         try:
@@ -235,6 +245,7 @@ class Supervisor:
                     self._phase, self._crew.serving.standing = Phase.SERVING, Standing.SERVING
                     log(INFO, "forwarder is ready", pid=os.getpid())
                     self._announcement.ready()
+                    self._tell_ready()
                 self._changes.succession.on_ready()
             case Failed(_, line) if worker.state is State.STARTING and self._changes.succession.has(slot):
                 self._changes.succession.give_up(line)
@@ -357,6 +368,8 @@ class Supervisor:
         for worker in self._crew.overstaying(now):
             log(WARNING, "a worker of an earlier generation is killed", worker=worker.slot, pid=worker.pid)
             worker.kill(signal.SIGKILL)
+        if self._phase is not Phase.SERVING or any(slot.ready for slot in self._crew.slots):
+            self._manager.feed(now)
 
     # Stop
 
@@ -382,6 +395,7 @@ class Supervisor:
     def _end(self, phase: Phase, patience_s: float) -> None:
         self._phase = phase
         self._kill_s = time.monotonic() + patience_s
+        self._manager.stopping(patience_s + self._timing.drain_margin_s)
         self._changes.stop()
         self._crew.doors.close()
         for slot in self._crew.slots:

@@ -79,6 +79,10 @@ class Upgrading:
         self.leaving = False
 
     @property
+    def busy(self) -> bool:
+        return self._check is not None or self.leaving
+
+    @property
     def deadline_s(self) -> float | None:
         """When to look again, if nothing happens before."""
         return self._check.deadline_s if self._check is not None else None
