@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from forwarder.units import address_family
 from forwarder.values import (
+    CaptureSize,
     Duration,
     Endpoint,
     FrameSize,
@@ -173,6 +174,8 @@ class SprayTable(Table, frozen=True, kw_only=True, tag_field="mode", tag="spray"
     keepalive: Interval | None = None
     copies: Copies | None = None
     mtu: Mtu | None = None
+    capture: Path | None = None
+    capture_max: CaptureSize | None = None
 
 
 class SprayClientTable(SprayTable, frozen=True, kw_only=True):

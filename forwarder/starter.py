@@ -74,7 +74,7 @@ _BOTH_ENDS = """
 _SPRAY_BOTH_ENDS = """
 # The network device for fake TCP. No default: that of the route to the {other_end}.
 #dev = "eth0"
-# How fake TCP is sent and captured: "packet"; "pcap" is not served by this version.
+# How fake TCP is sent and captured: "packet", or "pcap" (slower; needs pypcap: libpcap and a raw socket).
 #backend = "packet"
 # A conversation (a sender's address and port) is over after so long without a datagram either way; "1s" or more.
 #duration = "60s"
@@ -84,6 +84,11 @@ _SPRAY_BOTH_ENDS = """
 #copies = 1
 # The largest packet, 576 to 65535 bytes with all headers. No default: what the path turns out to carry.
 #mtu = 1400
+# To look for faults: write what passes these ports to a file for Wireshark and tcpdump; each worker has one of its own,
+# with its number in the name (kcp.0.pcap). A relative path is relative to this file. No default: none.
+#capture = "kcp.pcap"
+# That file's largest size, 1MiB to 1024GiB: then it begins anew, and the full one is kept (kcp.0.old.pcap).
+#capture_max = "64MiB"
 """
 
 _SPRAY_CLIENT = """

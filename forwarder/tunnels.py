@@ -16,6 +16,7 @@ from forwarder.schema import (
     ServerTunnel,
     SprayClientTable,
     SprayServerTable,
+    SprayTable,
     StripeClientTable,
     StripeServerTable,
     Table,
@@ -48,6 +49,7 @@ SETTING_NAMES = {
     "dev": "device",
     "duration": "duration_s",
     "keepalive": "keepalive_s",
+    "capture_max": "capture_max_bytes",
 }
 """File keys whose settings have another name, mostly one that carries the unit; all others are named alike."""
 
@@ -64,8 +66,9 @@ class Place(NamedTuple):
 def client_tunnels(file: Path, tables: Sequence[ClientTunnel]) -> dict[str, Any]:
     """The tunnels as fields of Settings."""
     _check_names(file, tables)
+    _check_captures(file, tables)
     tunnels = [
-        _stripe_client(index, table) if isinstance(table, StripeClientTable) else _spray_client(index, table)
+        _stripe_client(index, table) if isinstance(table, StripeClientTable) else _spray_client(file, index, table)
         for index, table in enumerate(tables)
     ]
     _check_listening(file, map(_local_place, tunnels, tables))
@@ -79,8 +82,9 @@ def client_tunnels(file: Path, tables: Sequence[ClientTunnel]) -> dict[str, Any]
 def server_tunnels(file: Path, tables: Sequence[ServerTunnel]) -> dict[str, Any]:
     """The tunnels as fields of Settings."""
     _check_names(file, tables)
+    _check_captures(file, tables)
     tunnels = [
-        _stripe_server(index, table) if isinstance(table, StripeServerTable) else _spray_server(index, table)
+        _stripe_server(index, table) if isinstance(table, StripeServerTable) else _spray_server(file, index, table)
         for index, table in enumerate(tables)
     ]
     _check_listening(file, (place for tunnel in tunnels for place in _listening_places(tunnel)))
@@ -117,23 +121,30 @@ def _stripe_server(index: int, table: StripeServerTable) -> StripeServerTunnel:
     )
 
 
-def _spray_client(index: int, table: SprayClientTable) -> SprayClientTunnel:
+def _spray_client(file: Path, index: int, table: SprayClientTable) -> SprayClientTunnel:
     return SprayClientTunnel(
         index=index,
         local=_end(None, table.ludp),
         hosts=_texts(table.host),
         sources=_texts(table.source),
-        **given(table, leave_out=("host", "ludp", "source")),
+        capture=_capture(file, table),
+        **given(table, leave_out=("host", "ludp", "source", "capture")),
     )
 
 
-def _spray_server(index: int, table: SprayServerTable) -> SprayServerTunnel:
+def _spray_server(file: Path, index: int, table: SprayServerTable) -> SprayServerTunnel:
     return SprayServerTunnel(
         index=index,
         listen=str(table.listen or "::"),
         target=_end(None, table.taddr),
-        **given(table, leave_out=("listen", "taddr")),
+        capture=_capture(file, table),
+        **given(table, leave_out=("listen", "taddr", "capture")),
     )
+
+
+def _capture(file: Path, table: SprayTable) -> str | None:
+    """A relative path is relative to the file."""
+    return None if table.capture is None else str(file.absolute().parent / table.capture)
 
 
 def _end(port: int | None, endpoint: str | None) -> Address:
@@ -151,6 +162,15 @@ def _check_names(file: Path, tables: Sequence[ClientTunnel | ServerTunnel]) -> N
         if first.setdefault(table.name, index) != index:
             taken = f"{shown(table.name)} as in tunnel[{first[table.name] + 1}]"
             raise ConfigError.mistake(file, f"{key_of_tunnel(index, table.name)}.name", "a name of its own", taken)
+
+
+def _check_captures(file: Path, tables: Sequence[ClientTunnel | ServerTunnel]) -> None:
+    first: dict[str, int] = {}
+    for index, table in enumerate(tables):
+        name = _capture(file, table) if isinstance(table, SprayTable) else None
+        if name is not None and first.setdefault(name, index) != index:
+            taken = f"{shown(name)} as in tunnel[{first[name] + 1}]"
+            raise ConfigError.mistake(file, f"{key_of_tunnel(index, table.name)}.capture", "a file of its own", taken)
 
 
 def _local_place(tunnel: StripeClientTunnel | SprayClientTunnel, table: ClientTunnel) -> Place:

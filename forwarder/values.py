@@ -178,6 +178,12 @@ class FrameSize(Size):
     low, high = 4 << 10, 256 << 10
 
 
+class CaptureSize(Size):
+    """A capture file's largest size: one record of a run has to fit in."""
+
+    low, high = 1 << 20, 1 << 40
+
+
 class Time(float):
     """Seconds, within `low` and `high`."""
 

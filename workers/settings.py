@@ -74,7 +74,8 @@ class SprayTunnel(msgspec.Struct, frozen=True, kw_only=True):
 
     `ports` ascend, so both ends count them alike; with type "all" each port is there both ways. `device` None: the one
     of the route. `backend` and `device` are about fake TCP only. `mtu`: bytes of the largest IP packet; None: what the
-    path turns out to carry.
+    path turns out to carry. `capture`: the file that each worker writes what passes the ports to, its number inserted,
+    anew after `capture_max_bytes`; None: nothing is recorded.
     """
 
     mode: ClassVar[Literal["spray"]] = "spray"
@@ -88,6 +89,8 @@ class SprayTunnel(msgspec.Struct, frozen=True, kw_only=True):
     keepalive_s: float = 10.0
     copies: int = 1
     mtu: int | None = None
+    capture: str | None = None
+    capture_max_bytes: int = 64 << 20
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.bpf_machine import run
-from workers.core.bpf import DROP_ALL, DROP_PAYLOAD, INSTRUCTION, INSTRUCTIONS_MAX, capture, socket_choice
+from workers.core.bpf import DROP_ALL, DROP_PAYLOAD, capture, socket_choice
+from workers.core.bpf_code import INSTRUCTION, INSTRUCTIONS_MAX
 from workers.io.socket_filter import attach_filter, has_filter
 
 SERVER_PORTS = (80, 443, 10_000, 10_001, 10_002)
@@ -206,6 +207,28 @@ def test_hosts_of_one_family_exclude_the_other() -> None:
     program = capture("client", SERVER_PORTS, link_bytes=14, hosts=[HOSTS[4]])
     assert keeps(program, Frame(4).bytes(14))
     assert not keeps(program, Frame(6).bytes(14))
+
+
+@versions
+@links
+@pytest.mark.parametrize("ports", [SERVER_PORTS, range(9, 40_000, 100)], ids=["few", "many"])
+def test_both_directions_are_seen_where_what_is_sent_comes_back(
+    version: int, link_bytes: int, ports: tuple[int, ...]
+) -> None:
+    client = capture("client", ports, link_bytes=link_bytes, loops=True)
+    server = capture("server", ports, link_bytes=link_bytes, loops=True)
+    for port in (ports[0], ports[1], ports[-1], 79, 65_535):
+        wanted = port in ports
+        data = Frame(version, source_port=port, target_port=50_000)
+        assert keeps(client, data.bytes(link_bytes)) == wanted
+        assert keeps(server, data.back().bytes(link_bytes)) == wanted
+        assert not keeps(client, data.back().bytes(link_bytes))
+        assert not keeps(server, data.bytes(link_bytes))
+        own = replace(data, flags=SYN | ACK, payload=0)
+        assert keeps(server, own.bytes(link_bytes)) == wanted
+        assert keeps(client, replace(own, flags=ACK).back().bytes(link_bytes)) == wanted
+        assert not keeps(client, replace(own, flags=FIN | ACK).back().bytes(link_bytes))
+    assert not keeps(capture("server", (), link_bytes=link_bytes, loops=True), Frame(version).bytes(link_bytes))
 
 
 def test_no_port_keeps_nothing() -> None:

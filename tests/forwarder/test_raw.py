@@ -2,6 +2,7 @@
 
 import errno
 import socket
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -48,10 +49,34 @@ def test_kernel_without_packet_sockets_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert_refused(settings(), 69, line)
 
 
-def test_backend_that_is_still_to_come_is_refused() -> None:
-    line = 'backend "pcap" is not in this version: leave it at "packet"'
+@pytest.mark.parametrize(
+    ("version", "error", "why"),
+    [
+        ((3, 11), ModuleNotFoundError("No module named 'pcap'"), "which is not installed"),
+        ((3, 13), ModuleNotFoundError("No module named 'pcap'"), "which cannot be built for Python 3.12 or newer"),
+        ((3, 11), ImportError("libpcap.so.0.8: no such file"), "which cannot be loaded: libpcap.so.0.8: no such file"),
+    ],
+)
+def test_backend_without_its_library_is_refused(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], error: ImportError, why: str
+) -> None:
+    def refuse(name: str) -> None:
+        assert name == "pcap"
+        raise error
+
+    monkeypatch.setattr(raw.importlib, "import_module", refuse)
+    monkeypatch.setattr(raw.sys, "version_info", (*version, 2, "final", 0))
+    why += " (this is 3.13)" if version == (3, 13) else ""
+    line = f'backend "pcap" needs pypcap, {why}: leave it at "packet"'
     assert_refused(settings(backend="pcap"), 69, line)
     check_raw(settings("udp", backend="pcap"))
+
+
+def test_capture_without_a_directory_is_refused(tmp_path: Path) -> None:
+    check_raw(settings("udp", capture=str(tmp_path / "kcp.pcap")))
+    where = tmp_path / "nowhere"
+    line = f"capture: no directory '{where}' on this host"
+    assert_refused(settings("udp", capture=str(where / "kcp.pcap")), 69, line)
 
 
 def test_system_without_packet_sockets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

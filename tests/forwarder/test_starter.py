@@ -102,7 +102,9 @@ def test_starter_shows_every_key(role: Role, shape: Any) -> None:
 def test_starter_shows_true_defaults(tmp_path: Path, role: Role) -> None:
     """Everything in force, examples aside, changes nothing."""
     text = starter_text(role)
-    examples = r"^#(user|group|file|socket|congestion|rotate_after|source|tunnels|dev|mtu|\[metrics\]\n#listen)\b.*\n"
+    examples = (
+        r"^#(user|group|file|socket|congestion|rotate_after|source|tunnels|dev|mtu|capture|\[metrics\]\n#listen)\b.*\n"
+    )
     kept = re.sub(examples, "", text, flags=re.MULTILINE)
     assert kept != text
     with_spray = load_text(tmp_path, role, re.sub(SPRAY_REQUIRED, "", text, flags=re.MULTILINE))

@@ -28,6 +28,8 @@ duration = "10m"
 keepalive = "4s"
 copies = 2
 mtu = 1400
+capture = "seen/kcp.pcap"
+capture_max = "2MiB"
 """
 
 
@@ -93,6 +95,8 @@ def test_every_key_of_a_client_tunnel_arrives(tmp_path: Path) -> None:
         keepalive_s=4,
         copies=2,
         mtu=1400,
+        capture=str(tmp_path / "seen/kcp.pcap"),
+        capture_max_bytes=2 << 20,
         sources=("10.0.0.1", "10.0.0.2"),
         dial_rate_per_s=5,
         rotate_after_s=3600,
@@ -117,6 +121,8 @@ def test_every_key_of_a_server_tunnel_arrives(tmp_path: Path) -> None:
         keepalive_s=4,
         copies=2,
         mtu=1400,
+        capture=str(tmp_path / "seen/kcp.pcap"),
+        capture_max_bytes=2 << 20,
         max_sessions=1,
         max_conversations=2,
     )

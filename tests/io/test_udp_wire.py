@@ -11,11 +11,12 @@ import pytest
 from tests.io.small_loop import WRITE, SmallLoop
 from workers.core.cuts import Records
 from workers.core.datagram import RECORD_MAX
-from workers.core.path_mtu import BASE
 from workers.io import udp_wire
 from workers.io.batch import ROOM, prepare_datagrams
+from workers.io.capturing import Capture
 from workers.io.context import Context
 from workers.io.run_sender import DATAGRAM_MAX
+from workers.io.udp_route import LEAST_MTU
 from workers.io.udp_wire import UdpDiallers, UdpPorts
 from workers.io.wire import Wire
 from workers.settings import Address, SprayClientTunnel, SprayServerTunnel
@@ -67,6 +68,7 @@ class Ends:
         ports: int = 1,
         mtu: int | None = None,
         sockets: list[socket.socket] | None = None,
+        record: Capture | None = None,
     ) -> None:
         self.host = host
         self.loop = SmallLoop()
@@ -79,8 +81,8 @@ class Ends:
         there = Address("target", 1)
         server = SprayServerTunnel(name="t", index=0, ports=(1,), listen=host, target=there, mtu=mtu)
         client = SprayClientTunnel(name="t", index=0, ports=(1,), local=there, hosts=(host,), mtu=mtu)
-        self.ports = UdpPorts(context, server, list(enumerate(sockets)), self)
-        self.diallers = UdpDiallers(context, client)
+        self.ports = UdpPorts(context, server, list(enumerate(sockets)), self, record)
+        self.diallers = UdpDiallers(context, client, record)
         self.dialled: dict[int, Wire] = {}
         self.failed: dict[int, str] = {}
 
@@ -409,7 +411,7 @@ def test_records_are_bounded_by_device_configuration_and_format(family: str) -> 
         wire.send_one(b"hello", NOW)
         ends.loop.settle()
         stranger = ends.strangers[0][1]
-        assert stranger.most_bytes == BASE
+        assert stranger.most_bytes == LEAST_MTU - 48
         stranger.keep()
         assert stranger.most_bytes == 1300 - headers
 

@@ -227,6 +227,10 @@ class Lab:
         request = {"do": "socket", "namespace": namespace, "family": family, "type": type, "protocol": protocol}
         return socket.socket(fileno=self._ask(request)[1][0])
 
+    def descriptor(self, namespace: str) -> int:
+        """Of the namespace, for setns; it is the lab's."""
+        return self._namespaces[namespace]
+
     def listen(
         self, namespace: str, address: str, port: int = 0, *, congestion: str = "cubic", backlog: int = 128
     ) -> Socket:

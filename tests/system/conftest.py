@@ -1,11 +1,17 @@
-"""What system tests share: where there can be no lab they are skipped, and the links that several of them use."""
+"""What system tests share: where there can be no lab they are skipped, the links that several of them use, and the
+backends of fake TCP.
 
+Tests that use `backend` and are marked `pcap` run with that backend, too; with FORWARDER_TEST_LONG=1 all that use it.
+"""
+
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.netlab import Lab, LabUnavailable, Link
+from tests.system import spray_pair
 from tests.system.rig import Rig
 
 
@@ -32,6 +38,23 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     made = Rig(tmp_path)
     yield made
     made.clear()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    wanted = os.environ.get("FORWARDER_TEST_LONG") or metafunc.definition.get_closest_marker("pcap")
+    if "backend" in metafunc.fixturenames and wanted:
+        metafunc.parametrize("backend", ["packet", "pcap"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend of every SprayPair that is made while this lives."""
+    name: str = getattr(request, "param", spray_pair.DEFAULT_BACKEND)
+    if name == "pcap":
+        pytest.importorskip("pcap", reason="no pypcap here: deploy/venv test says why")
+    spray_pair.backend_in_use[0] = name
+    yield name
+    spray_pair.backend_in_use[0] = spray_pair.DEFAULT_BACKEND
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,14 @@ from typing import Any, Literal
 import gevent
 import pytest
 
-from tests.netlab import Lab
+from tests.netlab import Lab, kernel
+from tests.system.spray_pair import backend_in_use
 from workers.core.cuts import Records
 from workers.io import next_hop, packet, raw_device, tcp_wire
 from workers.io.fake_handshake import prepare
-from workers.io.packet import PacketPort, find_device
-from workers.io.raw_device import Wanted
+from workers.io.packet import Device, PacketPort, find_device
+from workers.io.pcap_port import PcapPort
+from workers.io.raw_device import FramePort, Wanted
 from workers.io.tcp_wire import TcpDiallers, TcpPorts
 from workers.io.wire import Wire
 from workers.settings import Address, SprayClientTunnel, SprayServerTunnel
@@ -92,10 +94,42 @@ def server_tunnel(**more: Any) -> SprayServerTunnel:
     return SprayServerTunnel(name="game", index=0, ports=PORTS, listen="::", target=Address("::1", 2), **more)
 
 
+class PcapPortInside(PcapPort):
+    """Opens its sockets in a namespace of the lab. Skips the test where this process may not go there."""
+
+    def __init__(self, lab: Lab, side: Side, device: Device, program: bytes) -> None:
+        self._namespace = lab.descriptor(side)
+        super().__init__(device, program)
+
+    def bind(self, device: Device, program: bytes) -> None:
+        with inside(self._namespace):
+            super().bind(device, program)
+
+
+@contextmanager
+def inside(namespace: int) -> Iterator[None]:
+    """This thread is in that namespace while the block runs."""
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        kernel.setns(namespace)
+    except PermissionError as error:
+        os.close(own)
+        pytest.skip(f"{error}: a capture can be opened in another namespace by root only")
+    try:
+        yield
+    finally:
+        kernel.setns(own)
+        os.close(own)
+
+
 class Wires:
     """Diallers in the client's namespace and ports in the server's."""
 
-    def __init__(self, lab: Lab, version: int, monkeypatch: pytest.MonkeyPatch, **tunnel: Any) -> None:
+    def __init__(
+        self, lab: Lab, version: int, monkeypatch: pytest.MonkeyPatch, *, server_backend: str = "", **tunnel: Any
+    ) -> None:
+        tunnel = {"backend": backend_in_use[0], **tunnel}
+        server = tunnel | {"backend": server_backend or tunnel["backend"]}
         self.lab = lab
         self.address = lab.server_ip4 if version == 4 else lab.server_ip6
         self.door = Door()
@@ -104,7 +138,7 @@ class Wires:
         _enter(lab, monkeypatch)
         listeners = [(index, self._listener(port)) for index, port in enumerate(PORTS)]
         with _side("server"):
-            self.ports = TcpPorts(self.context, server_tunnel(**tunnel), listeners, self.door)
+            self.ports = TcpPorts(self.context, server_tunnel(**server), listeners, self.door)
         with _side("client"):
             self.diallers = TcpDiallers(self.context, client_tunnel(self.address, **tunnel))
 
@@ -157,11 +191,14 @@ def _side(side: Side) -> Iterator[None]:
 def _enter(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make each end open its sockets in its own namespace."""
 
-    def open_port(name: str, wanted: Wanted) -> PacketPort:
+    def open_port(name: str, wanted: Wanted) -> FramePort:
         sock = lab.socket(wanted.side, socket.AF_PACKET, socket.SOCK_RAW, 0)
         packet.prepare(sock)
         device = find_device(sock, name)
-        return PacketPort(sock, device, wanted.program(device.link_bytes))
+        if wanted.backend == "packet":
+            return PacketPort(sock, device, wanted.program(device))
+        sock.close()
+        return PcapPortInside(lab, wanted.side, device, wanted.program(device))
 
     def open_netlink(*, watch: bool = False) -> socket.socket:
         sock = lab.socket(_now_in[0], socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
@@ -181,7 +218,8 @@ def _enter(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(number, os.strerror(number))
         return sock
 
-    monkeypatch.setitem(raw_device.BACKENDS, "packet", open_port)
+    for backend in raw_device.BACKENDS:
+        monkeypatch.setitem(raw_device.BACKENDS, backend, open_port)
     monkeypatch.setattr(next_hop, "open_netlink", open_netlink)
     monkeypatch.setattr(next_hop, "usual_devices", lambda loopback: ["eth0"])
     monkeypatch.setattr(tcp_wire, "dial", dial)

@@ -6,7 +6,7 @@ import struct
 import time
 from typing import NamedTuple
 
-from workers.core.bpf import INSTRUCTION, KEEP_ALL, RETURN
+from workers.core.bpf_code import INSTRUCTION, KEEP_ALL, RETURN
 from workers.io.packet import FRAME_BYTES_MAX, VNET_HEADER_BYTES, PacketPort
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
@@ -43,9 +43,9 @@ def read(port: PacketPort, timeout_s: float) -> Segment | None:
     until = time.monotonic() + timeout_s
     while select.select([port], [], [], max(until - time.monotonic(), 0))[0]:
         length = port.receive_into(memoryview(buffer))
-        ip = VNET_HEADER_BYTES + port.device.link_bytes
+        ip = VNET_HEADER_BYTES + port.link_bytes
         if length and buffer[ip + (6 if buffer[ip] >> 4 == 6 else 9)] == socket.IPPROTO_TCP:
-            return taken_apart(bytes(buffer[:length]), port.device.link_bytes)
+            return taken_apart(bytes(buffer[:length]), port.link_bytes)
     return None
 
 
@@ -99,7 +99,7 @@ def send(
 
     Returns how often it had to wait.
     """
-    ip = VNET_HEADER_BYTES + port.device.link_bytes
+    ip = VNET_HEADER_BYTES + port.link_bytes
     tcp = ip + template.ip_bytes
     run = len(payload) > segment
     kind = (_TCPV4 if template.ip_bytes < 40 else _TCPV6) if run else 0
@@ -123,7 +123,7 @@ def send(
     timestamps = struct.pack("!BBBBII", 1, 1, 8, 10, template.timestamp, template.echoed)
     header = b"".join((vnet, link, addresses, ports, window, timestamps))
     waits = 0
-    while not port.send(header, payload):
+    while port.send(header, payload) < 0:
         waits += 1
         time.sleep(0.001)
         select.select([], [port], [], 5)

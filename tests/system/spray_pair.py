@@ -26,6 +26,9 @@ TUNNEL = "kcp"
 ANSWER_S = 5.0
 BUFFER_BYTES = 8 << 20
 DATAGRAM_MAX = 65_535
+DEFAULT_BACKEND = "packet"
+backend_in_use = [DEFAULT_BACKEND]
+"""Of both ends of the next pairs."""
 _SO_RCVBUFFORCE = 33
 
 
@@ -52,7 +55,7 @@ class SprayPair(Pair):
         start: bool = True,
     ) -> None:
         self.ports = [FIRST_PORT + number for number in range(ports)]
-        both = f'ports = "{port_list(ports)}"\ntype = "{kind}"\n'
+        both = f'ports = "{port_list(ports)}"\ntype = "{kind}"\nbackend = "{backend_in_use[0]}"\n'
         address = lab.server_ip4 if version == 4 else lab.server_ip6
         self._tunnels = {
             "client": f'host = {json.dumps(address)}\nludp = "{LOCAL[0]}:{LOCAL[1]}"\n{both}{client_tunnel}',

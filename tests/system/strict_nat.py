@@ -55,9 +55,9 @@ class StrictNat:
             ):
                 self._join(name, lab, end, address)
             for setting, value in _SETTINGS.items():
-                self._router("sh", "-c", f"echo {value} > /proc/sys/{setting}")
+                self.router("sh", "-c", f"echo {value} > /proc/sys/{setting}")
             for rule in _RULES:
-                self._router("iptables", "-w", *rule.split())
+                self.router("iptables", "-w", *rule.split())
         except BaseException as error:
             self.close()
             if isinstance(error, subprocess.CalledProcessError):
@@ -81,14 +81,15 @@ class StrictNat:
         holder = lab.popen(end, ["sh", "-c", "echo; exec sleep 3600"], stdout=subprocess.PIPE)
         assert holder.stdout is not None
         holder.stdout.readline()
-        self._router(*f"ip link add {name} type veth peer name eth0 netns {holder.pid}".split())
-        self._router(*f"ip addr add {gateway}/24 dev {name}".split())
-        self._router(*f"ip link set {name} up".split())
+        self.router(*f"ip link add {name} type veth peer name eth0 netns {holder.pid}".split())
+        self.router(*f"ip addr add {gateway}/24 dev {name}".split())
+        self.router(*f"ip link set {name} up".split())
         for line in ("link set eth0 up", f"addr add {address}/24 dev eth0", f"route add default via {gateway}"):
             if end == "client" or not line.startswith("route"):
                 lab.run(end, ["ip", *line.split()])
 
-    def _router(self, *command: str) -> str:
+    def router(self, *command: str) -> str:
+        """Run a command in the router; its output."""
         done = self.labs[0].run(ROUTER, command)
         output: str = done.stdout
         return output
@@ -96,7 +97,7 @@ class StrictNat:
     def mappings(self, protocol: str) -> set[tuple[int, int]]:
         """The ports of each connection of TCP or UDP: as the server sees its client's, and the server's own."""
         found = set()
-        for line in self._router("cat", "/proc/net/nf_conntrack").splitlines():
+        for line in self.router("cat", "/proc/net/nf_conntrack").splitlines():
             if f" {protocol} " in line:
                 answer = line.split(" src=")[2]
                 ports = dict(word.split("=") for word in answer.split() if "=" in word)
@@ -105,7 +106,7 @@ class StrictNat:
 
     def invalid(self) -> int:
         """How many forwarded packets were dropped as invalid."""
-        for line in self._router("iptables", "-w", "-nvxL", "FORWARD").splitlines():
+        for line in self.router("iptables", "-w", "-nvxL", "FORWARD").splitlines():
             if "INVALID" in line:
                 return int(line.split()[0])
         raise LabUnavailable("iptables does not count")

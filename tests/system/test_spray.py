@@ -39,10 +39,13 @@ HEALS_S = 3.0
 COPIED = 2000
 _ETH_P_ALL = 0x0003
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 # What arrives
 
 
+@pytest.mark.pcap
 @pytest.mark.parametrize(
     ("kind", "version", "workers"),
     [("tcp", 4, (1, 1)), ("tcp", 6, (2, 2)), ("udp", 4, (2, 1)), ("udp", 6, (1, 1)), ("all", 4, (2, 2))],

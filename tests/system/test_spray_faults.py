@@ -35,6 +35,8 @@ GONE_S = 3.0
 TABLES = ("tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet")
 RULES = ("iptables-save", "ip6tables-save", "nft list ruleset", "tc qdisc show", "tc filter show dev eth0", "ip rule")
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 # Ports
 

@@ -29,6 +29,8 @@ AT_IP = VNET_HEADER_BYTES + LINK_BYTES
 TCP, UDP = 6, 17
 LONG_KEEPALIVE = 'keepalive = "60s"\n'
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 class Wire:
     """What one end's device sees, and what an attacker there can send."""
@@ -77,7 +79,7 @@ def inject(wire: Wire, like: bytes, payload: bytes, *, ahead: int = 0, source_po
     if source_port:
         struct.pack_into("!H", head, 20, source_port)
     struct.pack_into("!HH", head, 24, 8 + len(payload), 0)
-    assert wire.port.send(bytes(VNET_HEADER_BYTES) + like[VNET_HEADER_BYTES:AT_IP] + bytes(head), payload)
+    assert wire.port.send(bytes(VNET_HEADER_BYTES) + like[VNET_HEADER_BYTES:AT_IP] + bytes(head), payload) >= 0
 
 
 def variants(record: bytes, other: bytes) -> Iterator[bytes]:

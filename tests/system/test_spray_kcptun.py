@@ -21,7 +21,11 @@ LONG = bool(os.environ.get("FORWARDER_TEST_LONG"))
 TOTAL_BYTES = int(os.environ.get("FORWARDER_TEST_KCPTUN_BYTES", "0")) or 16 << 20
 LOSS = Link(delay_ms=25, loss=0.01)
 
-pytestmark = [pytest.mark.alone, pytest.mark.skipif(is_missing(), reason="no kcptun here (Debian: kcptun)")]
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(is_missing(), reason="no kcptun here (Debian: kcptun)"),
+    pytest.mark.usefixtures("backend"),
+]
 
 
 def send(connection: socket.socket, seed: int) -> str:

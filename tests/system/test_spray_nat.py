@@ -21,6 +21,8 @@ PORTS = 4
 MSS, SCALE, SACK, TIMESTAMPS = 2, 3, 4, 8
 BARE = 1 / 1000
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 @pytest.fixture(scope="module")
 def nat() -> Iterator[StrictNat]:
@@ -29,8 +31,9 @@ def nat() -> Iterator[StrictNat]:
 
 
 @pytest.fixture(scope="module")
-def pairs(nat: StrictNat) -> Iterator[tuple[SprayPair, SprayPair]]:
+def pairs(nat: StrictNat, backend: str) -> Iterator[tuple[SprayPair, SprayPair]]:
     """A client and a server, and a second client of that server."""
+    nat.forget()  # those of another backend
     with (
         SprayPair(nat.labs[0], kind="all", ports=PORTS) as pair,
         SprayPair(nat.labs[1], kind="all", ports=PORTS, start=False) as second,
@@ -85,7 +88,9 @@ def carriers(pair: SprayPair, end: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_observer_sees_real_handshakes_few_bare_acknowledgements_and_no_reset(lab: Lab, version: int) -> None:
+def test_observer_sees_real_handshakes_few_bare_acknowledgements_and_no_reset(
+    lab: Lab, backend: str, version: int
+) -> None:
     with (
         packet_port(lab, "server", program=EVERYTHING) as observer,
         SprayPair(lab, ports=PORTS, version=version, start=False) as pair,
@@ -106,10 +111,12 @@ def test_observer_sees_real_handshakes_few_bare_acknowledgements_and_no_reset(la
                     if each.payload and each.target_port in pair.ports:
                         segments += -(-len(each.payload) // (each.gso_size or len(each.payload)))
     check_handshakes(greetings, pair.ports)
-    assert segments > 20_000, segments
+    # Through a raw socket each segment comes by itself, which this process takes its time for; at so slow a pace most
+    # acknowledgements are for pauses, of 40 ms each.
+    assert segments > (20_000 if backend == "packet" else 1000), segments
     print(counts, segments)
     assert counts["reset"] == counts["end"] == counts["begin"] == 0, counts
-    assert counts["bare"] <= BARE * segments, (counts, segments)
+    assert counts["bare"] <= (BARE * segments if backend == "packet" else 25 * PORTS), (counts, segments)
 
 
 def seen(observer: object) -> list[Segment]:

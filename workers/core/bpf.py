@@ -1,45 +1,53 @@
-"""Classic BPF programs for the sockets of fake-TCP ports, as bytes that SO_ATTACH_FILTER takes.
+"""Classic BPF programs for the sockets of fake-TCP ports.
 
-A program is an array of `struct sock_filter` (linux/filter.h), in the byte order of this machine:
-
-     0                   1                   2                   3
-     0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
-    +-------------------------------+---------------+---------------+
-    |             code              |  skip if true | skip if false |
-    +-------------------------------+---------------+---------------+
-    |                               k                               |
-    +---------------------------------------------------------------+
-
-It returns how many bytes of the packet to keep; 0 drops it. A load outside the packet drops it too. Jumps lead forward
-only, and a conditional one over at most 255 instructions. A program has at most 4096 instructions.
+A program returns how many bytes of the packet to keep; 0 drops it. A load outside the packet drops it too.
 
 What offset 0 means depends on the socket: the TCP header on a TCP socket, the link header on AF_PACKET (the IP header
 where the device has none).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from struct import Struct
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
-INSTRUCTION = Struct("=HBBI")
-INSTRUCTIONS_MAX = 4096
+from workers.core.bpf_code import (
+    ADD,
+    ADD_X,
+    AND,
+    INSTRUCTIONS_MAX,
+    JUMP,
+    JUMP_EQ,
+    JUMP_EQ_X,
+    JUMP_GE,
+    JUMP_GT,
+    JUMP_SET,
+    KEEP_ALL,
+    LD_BYTE,
+    LD_BYTE_X,
+    LD_CONSTANT,
+    LD_HALF,
+    LD_HALF_X,
+    LD_LENGTH,
+    LD_MEMORY,
+    LD_WORD,
+    LDX_CONSTANT,
+    LDX_HEADER_LENGTH,
+    LDX_MEMORY,
+    LSH_X,
+    MOD,
+    NETWORK_HEADER,
+    PACKET_HOST,
+    PACKET_OUTGOING,
+    PACKET_TYPE,
+    RETURN,
+    RETURN_A,
+    RSH,
+    ST,
+    STX,
+    TAX,
+    TXA,
+    Code,
+)
 
-# Codes: linux/bpf_common.h.
-LD_WORD, LD_HALF, LD_BYTE = 0x20, 0x28, 0x30
-LD_HALF_X, LD_BYTE_X = 0x48, 0x50
-LD_CONSTANT, LD_LENGTH, LD_MEMORY = 0x00, 0x80, 0x60
-LDX_CONSTANT, LDX_MEMORY, LDX_HEADER_LENGTH = 0x01, 0x61, 0xB1
-ST, STX, TAX, TXA = 0x02, 0x03, 0x07, 0x87
-ADD, ADD_X, AND, LSH_X, RSH, MOD = 0x04, 0x0C, 0x54, 0x6C, 0x74, 0x94
-JUMP, JUMP_EQ, JUMP_EQ_X, JUMP_GT, JUMP_GE, JUMP_SET = 0x05, 0x15, 0x1D, 0x25, 0x35, 0x45
-RETURN, RETURN_A = 0x06, 0x16
-
-# Negative offsets with a meaning of their own: linux/filter.h. The first stands for skb->pkt_type.
-PACKET_TYPE = 2**32 - 0x1000 + 4
-NETWORK_HEADER = 2**32 - 0x100000
-PACKET_HOST, PACKET_OUTGOING = 0, 4  # linux/if_packet.h
-
-KEEP_ALL = 2**32 - 1
 ETHERNET_BYTES = 14
 _ETHERTYPE_AT, _ETHERTYPE_IP4, _ETHERTYPE_IP6 = 12, 0x0800, 0x86DD
 _TCP = 6
@@ -51,50 +59,6 @@ _FLAGS, _ACK, _SYN_ACK = 0x3F, 0x10, 0x12  # without ECE and CWR, which a SYN-AC
 # Elements of the port search that share one pair of returns: at most 4 instructions each, within reach of a jump.
 _LEAVES = 32
 _BLOCK_PORTS = 32
-
-
-class Code:
-    """An assembler: instructions in order, with named places for jumps to lead to."""
-
-    __slots__ = ("_instructions", "_places", "_serial")
-
-    def __init__(self) -> None:
-        self._instructions: list[tuple[int, int, str, str]] = []
-        self._places: dict[str, int] = {}
-        self._serial = 0
-
-    def __len__(self) -> int:
-        return len(self._instructions)
-
-    def do(self, code: int, k: int = 0) -> None:
-        self._instructions.append((code, k, "", ""))
-
-    def jump(self, code: int, k: int = 0, *, true: str = "", false: str = "") -> None:
-        """A jump; an empty place is the next instruction."""
-        self._instructions.append((code, k, true, false))
-
-    def place(self, name: str) -> None:
-        assert name not in self._places, name
-        self._places[name] = len(self._instructions)
-
-    def new_place(self) -> str:
-        """A name that is not in use."""
-        self._serial += 1
-        return f"#{self._serial}"
-
-    def assemble(self) -> bytes:
-        """The program. Raises ValueError when it is too long."""
-        if len(self._instructions) > INSTRUCTIONS_MAX:
-            raise ValueError(f"{len(self._instructions)} instructions")
-        return b"".join(self._encoded())
-
-    def _encoded(self) -> Iterator[bytes]:
-        for at, (code, k, true, false) in enumerate(self._instructions, 1):
-            if code == JUMP:
-                yield INSTRUCTION.pack(code, 0, 0, self._places[true] - at)
-            else:
-                skip_true, skip_false = (self._places[name] - at if name else 0 for name in (true, false))
-                yield INSTRUCTION.pack(code, skip_true, skip_false, k)
 
 
 def _drop_all() -> bytes:
@@ -159,6 +123,7 @@ def capture(
     link_bytes: int,
     hosts: Collection[bytes] = (),
     share: tuple[int, int] | None = None,
+    loops: bool = False,
 ) -> bytes:
     """For AF_PACKET: segments that come in for fake-TCP ports, and the kernel's own frames that make a template.
 
@@ -169,14 +134,20 @@ def capture(
     link_bytes: of the device's link header, 14 (Ethernet) or 0 (none).
     hosts: other hosts' addresses of 4 or 16 bytes; empty for any.
     share: (index, of how many): only connections whose client's port `socket_choice` gives to that index.
+    loops: what this host sends is only seen as it comes back, so nothing tells the two apart but their ports. Not with
+    `hosts` or `share`, and exact for half as many ports.
     Exact for as many ports as fit, 1000 wherever they are; past that, ports between them slip through.
     """
     wanted = sorted(set(ports))
     gap = 0
     while True:
         code = Code()
-        _write_headers(code, side, link_bytes, hosts, share)
-        _write_search(code, _elements(wanted, gap))
+        elements = _elements(wanted, gap)
+        if loops:
+            _write_loop(code, side, link_bytes, elements)
+        else:
+            _write_headers(code, side, link_bytes, hosts, share)
+        _write_search(code, elements)
         if len(code) <= INSTRUCTIONS_MAX:
             return code.assemble()
         gap = 2 * gap + 1
@@ -186,11 +157,7 @@ def _write_headers(
     code: Code, side: Literal["client", "server"], link: int, hosts: Collection[bytes], share: tuple[int, int] | None
 ) -> None:
     """Up to the search: the server's port is in A."""
-    incoming = _Fields(link + 12, link + 8, link, link + 2)
-    outgoing = _Fields(link + 16, link + 24, link + 2, link)
-    if side == "server":  # the server's port is its own, which its peers write in the other field
-        incoming = incoming._replace(port_at=link + 2, other_port_at=link)
-        outgoing = outgoing._replace(port_at=link, other_port_at=link + 2)
+    incoming, outgoing = _fields(side, link)
     _write_version(code, link)
     for version, length in ((4, 4), (6, 16)):
         code.place(f"ip{version}")
@@ -210,6 +177,44 @@ def _write_headers(
     code.place("drop")
     code.do(RETURN, 0)
     code.place("search")
+
+
+def _write_loop(code: Code, side: Literal["client", "server"], link: int, elements: Sequence["_Element"]) -> None:
+    """As `_write_headers`, where a segment may be one or the other: the search is for what comes in, then a second one
+    for what went out."""
+    incoming, outgoing = _fields(side, link)
+    code.do(STX, 0)  # the kernel wants it stored on each way to the load, those over "drop" too
+    _write_version(code, link)
+    for version in (4, 6):
+        code.place(f"ip{version}")
+        _write_ip(code, version, link)
+        code.do(*((LDX_HEADER_LENGTH, link) if version == 4 else (LDX_CONSTANT, _IP6_BYTES)))
+        code.jump(JUMP, true="tcp")
+    code.place("tcp")
+    code.do(STX, 0)
+    code.do(LD_HALF_X, incoming.port_at)
+    code.jump(JUMP, true="first search")
+    code.place("drop")
+    code.do(RETURN, 0)
+    code.place("first search")
+    _write_search(code, elements, missed="outgoing")
+    code.place("outgoing")
+    code.do(LDX_MEMORY, 0)
+    _write_template(code, side, link, drop="no template")
+    _write_ports(code, outgoing, None)
+    code.place("no template")
+    code.do(RETURN, 0)
+    code.place("search")
+
+
+def _fields(side: Literal["client", "server"], link: int) -> tuple[_Fields, _Fields]:
+    """Of what comes in, and of what goes out."""
+    incoming = _Fields(link + 12, link + 8, link, link + 2)
+    outgoing = _Fields(link + 16, link + 24, link + 2, link)
+    if side == "server":  # the server's port is its own, which its peers write in the other field
+        incoming = incoming._replace(port_at=link + 2, other_port_at=link)
+        outgoing = outgoing._replace(port_at=link, other_port_at=link + 2)
+    return incoming, outgoing
 
 
 def _write_version(code: Code, link: int) -> None:
@@ -252,11 +257,11 @@ def _write_hosts(code: Code, version: int, hosts: Sequence[bytes], incoming: _Fi
     code.place(good)
 
 
-def _write_template(code: Code, side: Literal["client", "server"], link: int) -> None:
+def _write_template(code: Code, side: Literal["client", "server"], link: int, drop: str = "drop") -> None:
     """A frame of our own that teaches the headers: nothing else that this host sends is wanted, least of all data."""
     code.do(LD_BYTE_X, link + _FLAGS_AT)
     code.do(AND, _FLAGS)
-    code.jump(JUMP_EQ, _ACK if side == "client" else _SYN_ACK, false="drop")
+    code.jump(JUMP_EQ, _ACK if side == "client" else _SYN_ACK, false=drop)
     code.do(STX, 0)
     code.do(LD_BYTE_X, link + _DATA_OFFSET_AT)
     code.do(RSH, 2)
@@ -265,7 +270,7 @@ def _write_template(code: Code, side: Literal["client", "server"], link: int) ->
     code.do(ADD, link)
     code.do(TAX)
     code.do(LD_LENGTH)
-    code.jump(JUMP_EQ_X, false="drop")
+    code.jump(JUMP_EQ_X, false=drop)
     code.do(LDX_MEMORY, 0)
 
 
@@ -320,10 +325,10 @@ def _masked(inside: Sequence[_Element]) -> _Element:
     return _Element(inside[0].first, inside[-1].last, mask)
 
 
-def _write_search(code: Code, elements: Sequence[_Element]) -> None:
-    """Binary search for the port in A."""
+def _write_search(code: Code, elements: Sequence[_Element], missed: str = "") -> None:
+    """Binary search for the port in A; where it is not found the packet is dropped, or the program goes on."""
     if not elements:
-        code.do(RETURN, 0)
+        _write_miss(code, missed)
         return
     if any(element.mask for element in elements):  # X: the port's bit
         code.do(ST, 1)
@@ -333,21 +338,29 @@ def _write_search(code: Code, elements: Sequence[_Element]) -> None:
         code.do(LSH_X)
         code.do(TAX)
         code.do(LD_MEMORY, 1)
-    code.jump(JUMP_GE, elements[0].first, true="tree")
-    code.do(RETURN, 0)
-    code.place("tree")
-    _write_tree(code, elements)
+    tree = code.new_place()
+    code.jump(JUMP_GE, elements[0].first, true=tree)
+    _write_miss(code, missed)
+    code.place(tree)
+    _write_tree(code, elements, missed)
 
 
-def _write_tree(code: Code, elements: Sequence[_Element], accept: str = "", drop: str = "") -> None:
+def _write_miss(code: Code, missed: str) -> None:
+    if missed:
+        code.jump(JUMP, true=missed)
+    else:
+        code.do(RETURN, 0)
+
+
+def _write_tree(code: Code, elements: Sequence[_Element], missed: str, accept: str = "", drop: str = "") -> None:
     """The port is not below the first element, nor as high as the one behind the last."""
     if not accept and len(elements) <= _LEAVES:
         accept, drop = code.new_place(), code.new_place()
-        _write_tree(code, elements, accept, drop)
+        _write_tree(code, elements, missed, accept, drop)
         code.place(accept)
         code.do(RETURN, KEEP_ALL)
         code.place(drop)
-        code.do(RETURN, 0)
+        _write_miss(code, missed)
         return
     if len(elements) == 1:
         _write_leaf(code, elements[0], accept, drop)
@@ -361,9 +374,9 @@ def _write_tree(code: Code, elements: Sequence[_Element], accept: str = "", drop
         code.jump(JUMP_GE, elements[middle].first, false=left)
         code.jump(JUMP, true=right)
         code.place(left)
-    _write_tree(code, elements[:middle], accept, drop)
+    _write_tree(code, elements[:middle], missed, accept, drop)
     code.place(right)
-    _write_tree(code, elements[middle:], accept, drop)
+    _write_tree(code, elements[middle:], missed, accept, drop)
 
 
 def _write_leaf(code: Code, element: _Element, accept: str, drop: str) -> None:

@@ -36,6 +36,11 @@ _MASK = _NUMBERS - 1
 _HALF = 1 << 31
 
 
+def later(one: int, other: int) -> int:
+    """The later of two values of a timestamp clock that are close to each other."""
+    return one if (one - other) & _MASK < _HALF else other
+
+
 class FakeTcp:
     """State of one connection, and the headers of what it sends. Nothing is counted as sent before `on_sent`.
 

@@ -73,7 +73,8 @@ class NextHops:
         wires = self._wires
         for device in list(wires.devices.values()):
             with suppress(OSError):  # it is down or gone: perhaps it comes back
-                device.refresh(find_device(self._asking, device.name), wires.wanted)
+                found = find_device(self._asking, device.name, any_link=wires.wanted.backend == "pcap")
+                device.refresh(found, wires.wanted)
         if wires.wanted.side == "server":
             with suppress(OSError):
                 self.open_usual("lo" in wires.devices)

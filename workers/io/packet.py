@@ -91,8 +91,9 @@ def _enlarge(sock: socket.socket, force: int, option: int, size: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, size)
 
 
-def find_device(sock: socket.socket, name: str) -> Device:
-    """The device of that name, in the network namespace of `sock`.
+def find_device(sock: socket.socket, name: str, *, any_link: bool = False) -> Device:
+    """The device of that name, in the network namespace of `sock`. `any_link`: one with a link header that is not
+    spoken here counts as one without, which is how it looks to a socket that leaves that header to the kernel.
 
     Raises OSError: ENODEV if there is none, ENETDOWN if it is down, EPROTONOSUPPORT for a link that is not spoken here.
     """
@@ -110,18 +111,19 @@ def find_device(sock: socket.socket, name: str) -> Device:
     (flags,), (link_type,) = (_FLAGS.unpack_from(answer) for answer in answers[1:3])
     if not flags & _IFF_UP:
         raise OSError(errno.ENETDOWN, f"device {name} is down")
-    if link_type not in _LINK_BYTES:
+    if link_type not in _LINK_BYTES and not any_link:
         raise OSError(errno.EPROTONOSUPPORT, f"device {name} has a link of type {link_type}, not Ethernet or plain IP")
-    return Device(name, number, mtu, _LINK_BYTES[link_type])
+    return Device(name, number, mtu, _LINK_BYTES.get(link_type, 0))
 
 
 class PacketPort:
     """One worker's frames on one device. It never sees what it sends itself.
 
-    truncated: frames that did not fit into the caller's buffer.
+    link_bytes: of the link header of each frame, sent or received. truncated: frames that did not fit into the caller's
+    buffer.
     """
 
-    __slots__ = ("_recv_into", "_send", "_sock", "device", "truncated")
+    __slots__ = ("_recv_into", "_send", "_sock", "device", "link_bytes", "truncated")
 
     def __init__(self, sock: socket.socket, device: Device, program: bytes) -> None:
         """Take the socket over (`open_socket`), to see what `program` (bpf.capture) keeps. Raises OSError."""
@@ -141,6 +143,7 @@ class PacketPort:
         self._sock.bind((device.name, ETH_P_ALL))
         self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # the end of the device before would be told again
         self.device = device
+        self.link_bytes = device.link_bytes
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -149,8 +152,8 @@ class PacketPort:
         """See what `program` keeps instead, from the next frame on. Raises OSError."""
         attach_filter(self._sock, program)
 
-    def send(self, header: bytes | bytearray, payload: bytes | memoryview) -> bool:
-        """Send one frame or run; False if it must wait, and be sent again.
+    def send(self, header: bytes | bytearray, payload: bytes | memoryview) -> int:
+        """Send one frame or run; return the bytes of payload that were taken, -1 if it must wait, and be sent again.
 
         It waits for the socket to be writable, or, if it is, for a queue that is full behind it: for a millisecond.
         header: of `struct virtio_net_hdr`, link, IP and TCP.
@@ -160,12 +163,12 @@ class PacketPort:
         try:
             self._send((header, payload))
         except BlockingIOError:
-            return False
+            return -1
         except OSError as error:
             if error.errno == errno.ENOBUFS:
-                return False
+                return -1
             raise
-        return True
+        return len(payload)
 
     def receive_into(self, view: memoryview) -> int:
         """Read one frame or run with its `struct virtio_net_hdr`; return its length, 0 if there is none.

@@ -4,13 +4,12 @@ It reads through a filter that passes nothing but the segments of the worker's o
 own kernel, from which the wires learn their headers.
 """
 
-import errno
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from socket import if_nameindex
 from typing import Any, Literal, Protocol
 
 from workers.core.bpf import capture
@@ -18,6 +17,7 @@ from workers.core.cuts import Records
 from workers.core.tcp_header import Segment, parse
 from workers.io.context import clock_us
 from workers.io.packet import Device, PacketPort, find_device, open_socket
+from workers.io.pcap_port import LOOPBACK, PcapPort
 
 READ = 1
 TURN_BYTES = 512 << 10
@@ -44,12 +44,15 @@ class Receiver(Protocol):
 class FramePort(Protocol):
     """What a backend provides; `workers.io.packet.PacketPort` says what each does."""
 
-    device: Device
+    @property
+    def device(self) -> Device: ...
+    @property
+    def link_bytes(self) -> int: ...
 
     def fileno(self) -> int: ...
     def bind(self, device: Device, program: bytes) -> None: ...
     def set_filter(self, program: bytes) -> None: ...
-    def send(self, header: bytes, payload: bytes | memoryview) -> bool: ...
+    def send(self, header: bytes, payload: bytes | memoryview) -> int: ...
     def receive_into(self, view: memoryview) -> int: ...
     def close(self) -> None: ...
 
@@ -66,15 +69,18 @@ class Wanted:
 
     side: Literal["client", "server"]
     ports: tuple[int, ...]
+    backend: Literal["packet", "pcap"] = "packet"
     hosts: set[bytes] = field(default_factory=set)
 
-    def program(self, link_bytes: int) -> bytes:
-        """The filter for a device with a link header of that size."""
-        hosts = sorted(self.hosts) if len(self.hosts) <= HOSTS_MAX else ()
-        program = capture(self.side, self.ports, link_bytes=link_bytes, hosts=hosts)
+    def program(self, device: Device) -> bytes:
+        """The filter for that device."""
+        # libpcap hides what goes out by the loopback device, and shows it when it comes in.
+        loops = self.backend == "pcap" and device.name == LOOPBACK
+        hosts = sorted(self.hosts) if len(self.hosts) <= HOSTS_MAX and not loops else ()
+        program = capture(self.side, self.ports, link_bytes=device.link_bytes, hosts=hosts, loops=loops)
         if len(program) > PROGRAM_MAX:
             between = range(min(self.ports), max(self.ports) + 1)
-            program = capture(self.side, between, link_bytes=link_bytes, hosts=hosts)
+            program = capture(self.side, between, link_bytes=device.link_bytes, hosts=hosts, loops=loops)
         return program
 
 
@@ -83,25 +89,25 @@ def open_packet_port(name: str, wanted: Wanted) -> FramePort:
     sock = open_socket()
     try:
         device = find_device(sock, name)
-        return PacketPort(sock, device, wanted.program(device.link_bytes))
+        return PacketPort(sock, device, wanted.program(device))
     except OSError:
         sock.close()
         raise
 
 
-BACKENDS: dict[str, Callable[[str, Wanted], FramePort]] = {"packet": open_packet_port}
+def open_pcap_port(name: str, wanted: Wanted) -> FramePort:
+    """The `pcap` backend on the device of that name. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        device = find_device(sock, name, any_link=True)
+    return PcapPort(device, wanted.program(device))
 
 
-def open_frame_port(backend: str, name: str, wanted: Wanted) -> FramePort:
-    """A frame port on the device of that name. Raises OSError."""
-    if backend not in BACKENDS:
-        raise OSError(errno.EPROTONOSUPPORT, f"backend {backend} is not in this version")
-    return BACKENDS[backend](name, wanted)
+BACKENDS: dict[str, Callable[[str, Wanted], FramePort]] = {"packet": open_packet_port, "pcap": open_pcap_port}
 
 
 def usual_devices(loopback: bool) -> list[str]:
     """Devices by which connections may come and go: not the members of bridges and bonds."""
-    names = [name for _, name in if_nameindex()]
+    names = [name for _, name in socket.if_nameindex()]
     return [
         name for name in names if (loopback or name != "lo") and not Path("/sys/class/net", name, "master").exists()
     ]
@@ -142,7 +148,7 @@ class RawDevice:
     def read(self) -> None:
         """Hand on what has come, as much as there is or a turn allows."""
         port, table, view = self.port, self._table, self._records.view
-        link_bytes = port.device.link_bytes
+        link_bytes = port.link_bytes
         left = TURN_BYTES
         now_us = clock_us()
         while left > 0:
@@ -163,13 +169,14 @@ class RawDevice:
                 else:
                     self._on_unknown(self, segment, frame, now_us)
 
-    def send(self, header: bytes, payload: bytes | memoryview) -> bool:
-        """Send one frame or run; False if it must wait. What the device refuses is lost, as it may be on the way."""
+    def send(self, header: bytes, payload: bytes | memoryview) -> int:
+        """Send one frame or run; return the bytes of payload that were taken, whole segments, -1 if it must wait.
+        What the device refuses is lost, as it may be on the way."""
         try:
             return self.port.send(header, payload)
         except OSError:
             self.lost += 1
-            return True
+            return len(payload)
 
     def wait(self, wire: Receiver) -> None:
         """Call `wire.on_room` once, soon."""
@@ -192,15 +199,15 @@ class RawDevice:
 
     def filter(self, wanted: Wanted) -> None:
         """Pass what is wanted now. Raises OSError."""
-        self.port.set_filter(wanted.program(self.port.device.link_bytes))
+        self.port.set_filter(wanted.program(self.port.device))
 
     def refresh(self, found: Device, wanted: Wanted) -> None:
         """Go on with the device as it is now: it may have been made anew, or have another MTU. Raises OSError."""
-        if found.number != self.port.device.number:
-            self.port.bind(found, wanted.program(found.link_bytes))
+        before = self.port.device
+        if found != before:
+            self.port.bind(found, wanted.program(found))
+        if found.number != before.number:
             log.info("device is back device=%s", found.name)
-        elif found != self.port.device:
-            self.port.device = found
 
     def close(self) -> None:
         self._watcher.stop()

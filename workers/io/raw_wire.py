@@ -12,12 +12,13 @@ from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from workers.core.cuts import Records
-from workers.core.fake_tcp import FakeTcp
+from workers.core.fake_tcp import FakeTcp, later
 from workers.core.tcp_header import ACK, FIN, RST, SYN, Segment, Template
+from workers.io.capturing import Capture, captured
 from workers.io.context import Context, clock_us
 from workers.io.fake_handshake import TcpFacts, close_silently, mute
 from workers.io.packet import FRAME_BYTES_MAX
-from workers.io.raw_device import RawDevice, Receiver, Wanted, open_frame_port
+from workers.io.raw_device import BACKENDS, RawDevice, Receiver, Wanted
 from workers.io.segment_key import peer_host
 from workers.io.sockets import address_text
 from workers.io.wire import WireOwner
@@ -98,7 +99,7 @@ class RawWire:
             own_scale=facts.receive_scale,
             peer_scale=facts.send_scale,
             with_timestamps=facts.timestamps,
-            clock_ms=_later(facts.timestamp, seen.tsval),
+            clock_ms=later(facts.timestamp, seen.tsval),
             now_us=now_us,
         )
         self._mss = facts.send_mss if facts.send_mss > DEFAULT_MSS else RECORD_MAX
@@ -129,13 +130,15 @@ class RawWire:
                     self._wires.window_waits += 1
                     return taken
             piece = view if count == total else view[taken : taken + count]
-            if not device.send(fake.run_to_send(count, size, now_us), piece):
+            sent = device.send(fake.run_to_send(count, size, now_us), piece)
+            if sent >= 0:
+                fake.on_sent(sent)
+                taken += sent
+            if sent < count:
                 if not self._waiting:
                     self._waiting = True
                     device.wait(self)
                 return taken
-            fake.on_sent(count)
-            taken += count
         return total  # a closed wire takes all
 
     def send_one(self, record: bytes | memoryview, now_us: int) -> bool:
@@ -151,14 +154,14 @@ class RawWire:
         else:
             header = fake.probe_to_send(size, now_us)
             size = 0
-        if not self.device.send(header, record):
+        if self.device.send(header, record) < 0:
             return False
         fake.on_sent(size)
         return True
 
     def acknowledge(self, now_us: int) -> None:
         """Send a bare acknowledgement."""
-        if self.device.send(self._fake.ack_to_send(now_us), b""):
+        if self.device.send(self._fake.ack_to_send(now_us), b"") >= 0:
             self._fake.on_sent(0)
 
     def on_room(self) -> None:
@@ -266,11 +269,6 @@ class RawWire:
         self._wires.close_if_unused()
 
 
-def _later(one: int, other: int) -> int:
-    """The later of two values of a timestamp clock that are close to each other."""
-    return one if (one - other) & 0xFFFFFFFF < 1 << 31 else other
-
-
 class RawWires:
     """The devices of a tunnel in this worker, and the wires over them by the key of what they receive.
 
@@ -287,12 +285,13 @@ class RawWires:
         on_unknown: Callable[[RawDevice, Segment, memoryview, int], None],
         on_ownerless: Callable[[RawWire, Records, int, int, int], None],
         on_time: Callable[[int], None],
+        record: Capture | None = None,
     ) -> None:
         """`on_unknown`, `on_ownerless`: for segments without a wire, and payload without an owner. `on_time`: called
-        every TICK_S until all is closed."""
+        every TICK_S until all is closed. `record`: what passes the devices goes there, too."""
         self.context = context
         self.tunnel = tunnel
-        self.wanted = Wanted(side, ports)
+        self.wanted = Wanted(side, ports, tunnel.backend)
         self.records = Records(bytearray(FRAME_BYTES_MAX))
         self.table: dict[bytes, Receiver] = {}
         self.devices: dict[str, RawDevice] = {}
@@ -304,6 +303,7 @@ class RawWires:
         self._closing = False
         self.window_waits = 0
         self._on_time = on_time
+        self._record = record
         loop: Any = context.loop
         self._ack_timer = loop.timer(ACK_TICK_S, ACK_TICK_S)
         self._timer = loop.timer(TICK_S, TICK_S)
@@ -315,7 +315,7 @@ class RawWires:
         """The device of that name, opened if it is not yet. Raises OSError."""
         device = self.devices.get(name)
         if device is None:
-            port = open_frame_port(self.tunnel.backend, name, self.wanted)
+            port = captured(BACKENDS[self.tunnel.backend](name, self.wanted), self._record)
             device = RawDevice(self.context.loop, port, self.table, self.records, self._on_unknown)
             self.devices[name] = device
         return device

@@ -3,7 +3,7 @@
 import ctypes
 import socket
 
-from workers.core.bpf import INSTRUCTION
+from workers.core.bpf_code import INSTRUCTION
 
 SO_ATTACH_FILTER = 26
 SO_ATTACH_REUSEPORT_CBPF = 51

@@ -14,6 +14,7 @@ from workers.core.inner import CLOSE_INNER
 from workers.core.port import Port
 from workers.core.standing import Standing
 from workers.io import mesh
+from workers.io.capturing import Capture
 from workers.io.context import Context, clock_us, session_number
 from workers.io.mesh import Descriptor, Peer
 from workers.io.port_carrier import PortCarrier
@@ -66,8 +67,10 @@ class SprayServerEnd:
         buffers: SprayBuffers,
         inboxes: dict[int, Inbox],
         senders: dict[int, socket.socket],
+        record: Capture | None = None,
     ) -> None:
         """`inboxes`: where datagrams are received, by address family. `senders`: to the other workers, by slot."""
+        self._record = record
         self.context = context
         self.tunnel = tunnel
         self.door = SprayDoor(self, buffers.staging)
@@ -115,9 +118,9 @@ class SprayServerEnd:
             return
         self.taken.update(carrier for carrier, _ in found)
         if kind == "tcp":
-            self.tcp = TcpPorts(self.context, self.tunnel, found, self.door)
+            self.tcp = TcpPorts(self.context, self.tunnel, found, self.door, self._record)
         elif self.udp is None:
-            self.udp = UdpPorts(self.context, self.tunnel, found, self.door)
+            self.udp = UdpPorts(self.context, self.tunnel, found, self.door, self._record)
         else:
             for carrier, sock in found:
                 self.udp.open(carrier, sock)

@@ -3,6 +3,7 @@
 import socket
 
 from workers.core.datagram import RECORD_MAX
+from workers.io.capturing import open_capture
 from workers.io.context import Context
 from workers.io.spray_buffers import Inbox, SprayBuffers
 from workers.io.spray_client import SprayClientEnd
@@ -32,10 +33,11 @@ class SprayMaker:
     def client(self, tunnel: SprayClientTunnel, session_id: int, listeners: list[socket.socket]) -> SprayClientEnd:
         """A client's end; the `listeners` are this worker's own."""
         diallers: dict[str, Diallers] = {}
+        record = open_capture(tunnel, self._context.slot)
         if "udp" in tunnel.kinds:
-            diallers["udp"] = UdpDiallers(self._context, tunnel)
+            diallers["udp"] = UdpDiallers(self._context, tunnel, record)
         if "tcp" in tunnel.kinds:
-            diallers["tcp"] = TcpDiallers(self._context, tunnel)
+            diallers["tcp"] = TcpDiallers(self._context, tunnel, record)
         key = self._context.settings.keys[0]
         buffers, inboxes = self._share()
         return SprayClientEnd(self._context, tunnel, key, session_id, listeners, diallers, buffers, inboxes)
@@ -44,7 +46,8 @@ class SprayMaker:
         """A server's end, at the ports that are this worker's own; its copies of the others are closed."""
         context = self._context
         buffers, inboxes = self._share()
-        end = SprayServerEnd(context, tunnel, buffers, inboxes, self._senders)
+        record = open_capture(tunnel, context.slot)
+        end = SprayServerEnd(context, tunnel, buffers, inboxes, self._senders, record)
         each = max(len(listeners) // len(tunnel.carriers), 1)
         for place, sock in enumerate(listeners):
             carrier = place // each

@@ -15,6 +15,7 @@ from workers.core.cuts import Records
 from workers.core.tcp_header import ACK, SYN, Segment, Template
 from workers.io import sockets
 from workers.io.accept import Acceptor
+from workers.io.capturing import Capture
 from workers.io.context import Context, clock_us
 from workers.io.fake_handshake import close_silently, dial, handshake_error, settle, tcp_facts
 from workers.io.next_hop import NextHops
@@ -80,7 +81,7 @@ class _Dial:
 class TcpDiallers:
     """See `workers.io.wire.Diallers`."""
 
-    def __init__(self, context: Context, tunnel: SprayClientTunnel) -> None:
+    def __init__(self, context: Context, tunnel: SprayClientTunnel, record: Capture | None = None) -> None:
         """Raises OSError."""
         self._context = context
         self._tunnel = tunnel
@@ -88,7 +89,9 @@ class TcpDiallers:
         self._by_key: dict[bytes, _Dial] = {}
         self._closed = False
         ports = _own_ports(tunnel, context)
-        self._wires = RawWires(context, tunnel, "client", ports, self._on_unknown, self._on_ownerless, self._on_time)
+        self._wires = RawWires(
+            context, tunnel, "client", ports, self._on_unknown, self._on_ownerless, self._on_time, record
+        )
         self._hops = NextHops(self._wires)
 
     @property
@@ -151,7 +154,7 @@ class TcpDiallers:
             if segment.flags & (SYN | ACK) == SYN | ACK:
                 attempt.answer = segment
         elif attempt.seen is None and not segment.flags & SYN:
-            template = Template.learn(frame, device.port.device.link_bytes)
+            template = Template.learn(frame, device.port.link_bytes)
             if template is not None:
                 attempt.seen = Seen(device, template, segment.tsval or 0)
                 if attempt.connected:
@@ -235,7 +238,12 @@ class TcpPorts:
     """
 
     def __init__(
-        self, context: Context, tunnel: SprayServerTunnel, listeners: list[tuple[int, socket.socket]], door: Door
+        self,
+        context: Context,
+        tunnel: SprayServerTunnel,
+        listeners: list[tuple[int, socket.socket]],
+        door: Door,
+        record: Capture | None = None,
     ) -> None:
         """Takes the listening sockets, each with the index of its carrier, over. Raises OSError."""
         self._context = context
@@ -246,7 +254,14 @@ class TcpPorts:
         self._closed = False
         self.unseen = 0
         self._wires = RawWires(
-            context, tunnel, "server", tuple(self._carriers), self._on_unknown, self._on_ownerless, self._on_time
+            context,
+            tunnel,
+            "server",
+            tuple(self._carriers),
+            self._on_unknown,
+            self._on_ownerless,
+            self._on_time,
+            record,
         )
         self._hops = NextHops(self._wires)
         try:
@@ -279,7 +294,7 @@ class TcpPorts:
     def _on_unknown(self, device: RawDevice, segment: Segment, frame: memoryview, now_us: int) -> None:
         """A frame of a handshake, or what comes before the connection is accepted."""
         if segment.flags & (SYN | ACK) == SYN | ACK:
-            template = Template.learn(frame, device.port.device.link_bytes)
+            template = Template.learn(frame, device.port.link_bytes)
             if template is not None:
                 self._on_answer(Seen(device, template, segment.tsval or 0))
             return

@@ -12,9 +12,10 @@ from typing import Any
 
 from workers.io import sockets
 from workers.io.batch import prepare_datagrams
+from workers.io.capturing import Capture, CapturingSocket, CapturingWay
 from workers.io.context import Context
 from workers.io.port_batch import take_destinations
-from workers.io.sockaddr import address_of
+from workers.io.sockaddr import SocketAddress, address_of
 from workers.io.sockets import address_text, plain_host
 from workers.io.udp_route import UdpRoutes
 from workers.io.udp_socket import PortSocket, UdpWire, Way, inbox, prepare
@@ -56,10 +57,15 @@ class _ClientSocket(PortSocket):
         self.close()
 
 
+class _CapturingClientSocket(CapturingSocket, _ClientSocket):
+    """See CapturingSocket."""
+
+
 class UdpDiallers:
     """See Diallers. Nothing has to travel for a wire, which therefore always comes, in the next turn of the loop."""
 
-    def __init__(self, context: Context, tunnel: SprayTunnel) -> None:
+    def __init__(self, context: Context, tunnel: SprayTunnel, record: Capture | None = None) -> None:
+        self._record = record
         self._loop = context.loop
         self.routes = UdpRoutes(tunnel.mtu)
         self._dials: dict[int, tuple[tuple[str, int], str | None, DialOwner]] = {}
@@ -95,8 +101,14 @@ class UdpDiallers:
             sock.connect(address)
             ends = address_text(sock, peer=False), address_text(sock, peer=True)
             route = self.routes.find(address[0])
-            end = _ClientSocket(self._loop, sock, inbox().batch(family))
-            wire = UdpWire(end, b"", Way(sock, None, b""), ends, route)
+            batch = inbox().batch(family)
+            if self._record is None:
+                end, way = _ClientSocket(self._loop, sock, batch), Way(sock, None, b"")
+            else:
+                end = _CapturingClientSocket(self._loop, sock, batch)
+                end.capture = self._record
+                way = CapturingWay(sock, None, b"", self._record, ends)
+            wire = UdpWire(end, b"", way, ends, route)
             end.connect(wire)
             stack.pop_all()
         return wire
@@ -142,8 +154,11 @@ class _ServerSocket(PortSocket):
         if local:
             family = socket.AF_INET if len(local) == 4 else socket.AF_INET6
             text = _text(socket.inet_ntop(family, local), self.sock.getsockname()[1])
-        way = Way(self.sock, address, local)
-        return UdpWire(self, key, way, (text, _text(address[0], address[1])), self._ports.routes.of_stranger)
+        ends = text, _text(address[0], address[1])
+        return UdpWire(self, key, self._way(address, local, ends), ends, self._ports.routes.of_stranger)
+
+    def _way(self, address: SocketAddress, local: bytes, ends: tuple[str, str]) -> Way:
+        return Way(self.sock, address, local)
 
     def on_stranger(self, wire: UdpWire, start: int, end: int, now_us: int) -> None:
         self._ports.door.on_stranger(wire, self.carrier, self._records, start, end, now_us)
@@ -162,11 +177,23 @@ class _ServerSocket(PortSocket):
         self._ports.on_forgotten(wire)
 
 
+class _CapturingServerSocket(CapturingSocket, _ServerSocket):
+    """See CapturingSocket."""
+
+    def _way(self, address: SocketAddress, local: bytes, ends: tuple[str, str]) -> Way:
+        return CapturingWay(self.sock, address, local, self.capture, ends)
+
+
 class UdpPorts:
     """A server tunnel's UDP ports in one worker. Owns the sockets. `forgotten`: wires for which there was no room."""
 
     def __init__(
-        self, context: Context, tunnel: SprayTunnel, sockets: list[tuple[int, socket.socket]], door: Door
+        self,
+        context: Context,
+        tunnel: SprayTunnel,
+        sockets: list[tuple[int, socket.socket]],
+        door: Door,
+        record: Capture | None = None,
     ) -> None:
         """`sockets`: each with the index of its carrier, bound."""
         self.door = door
@@ -174,13 +201,19 @@ class UdpPorts:
         self.forgotten = 0
         self._kept: dict[UdpWire, None] = {}
         self._loop = context.loop
+        self._record = record
         self._sockets: list[_ServerSocket] = []
         for carrier, sock in sockets:
             self.open(carrier, sock)
 
     def open(self, carrier: int, sock: socket.socket) -> None:
         """Take another socket."""
-        self._sockets.append(_ServerSocket(self, self._loop, carrier, sock))
+        if self._record is None:
+            self._sockets.append(_ServerSocket(self, self._loop, carrier, sock))
+            return
+        capturing = _CapturingServerSocket(self, self._loop, carrier, sock)
+        capturing.capture = self._record
+        self._sockets.append(capturing)
 
     @property
     def remembered(self) -> int:
