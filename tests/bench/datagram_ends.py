@@ -2,8 +2,9 @@
 
 echo PORT                           sends each datagram back to where it came from
 ask HOST PORT SECONDS               round trips of 64 bytes, one after the other: quantiles, and how many were lost
-take PORT                           says `ready`; counts what comes, from the first datagram until nothing more comes
-send HOST PORT SECONDS [BPS]        sends as fast as it can, or at that rate; how many left
+take PORT [RUN]                     says `ready`; counts what comes, from the first datagram until nothing more comes
+send HOST PORT SECONDS [BPS [RUN]]  sends as fast as it can, or at that rate; how many left
+RUN above 1: datagrams go out (UDP_SEGMENT) and come in (UDP_GRO) so many at a time.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ ANSWER_S = 0.5
 _BURST = 32
 _BUFFER_BYTES = 8 << 20
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+_UDP_SEGMENT, _UDP_GRO = 103, 104  # linux/udp.h
 
 
 def _bound(port: int) -> socket.socket:
@@ -70,38 +72,43 @@ def ask(host: str, port: int, seconds: float) -> dict[str, float]:
     return {"p50_us": took[len(took) // 2], "p99_us": took[len(took) * 99 // 100], "lost": lost}
 
 
-def take(port: int) -> dict[str, float]:
+def take(port: int, run: int = 1) -> dict[str, float]:
     """How many datagrams came, and seconds from the first to the last."""
     place = bytearray(65536)
     with _bound(port) as sock:
+        if run > 1:
+            sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
         print("ready", flush=True)
         sock.settimeout(FIRST_S)
         try:
-            sock.recv_into(place)
+            came = sock.recv_into(place)
         except TimeoutError:
             raise SystemExit("not one datagram came") from None
         first = last = time.perf_counter()
-        count = 1
+        reads, every = 1, 64 // run or 1
         sock.settimeout(QUIET_S)
         with contextlib.suppress(TimeoutError):
-            while sock.recv_into(place):
-                count += 1
-                if not count & 63:
+            while length := sock.recv_into(place):
+                came += length
+                reads += 1
+                if not reads % every:
                     last = time.perf_counter()
-    return {"datagrams": count, "seconds": last - first}
+    return {"datagrams": came // SIZE, "seconds": last - first}
 
 
-def send(host: str, port: int, seconds: float, bits_per_s: float) -> dict[str, int]:
+def send(host: str, port: int, seconds: float, bits_per_s: float, run: int = 1) -> dict[str, int]:
     """How many datagrams left; one that the kernel refuses did not."""
-    datagram = bytes(SIZE)
+    content = bytes(SIZE * run)
     sent = 0
     with _connected(host, port) as sock:
+        if run > 1:
+            sock.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, SIZE)
         start = time.monotonic()
         while time.monotonic() < start + seconds:
-            for _ in range(_BURST):
+            for _ in range(_BURST // run or 1):
                 with contextlib.suppress(OSError):
-                    sock.send(datagram)
-                    sent += 1
+                    sock.send(content)
+                    sent += run
             if bits_per_s:
                 time.sleep(max(start + sent * SIZE * 8 / bits_per_s - time.monotonic(), 0))
     return {"datagrams": sent}
@@ -114,7 +121,8 @@ if __name__ == "__main__":
     elif what == "ask":
         print(json.dumps(ask(arguments[0], int(arguments[1]), float(arguments[2]))))
     elif what == "take":
-        print(json.dumps(take(int(arguments[0]))))
+        print(json.dumps(take(*map(int, arguments))))
     else:
-        host, port, seconds, *rate = arguments
-        print(json.dumps(send(host, int(port), float(seconds), float(rate[0]) if rate else 0.0)))
+        host, port, seconds, *rest = arguments
+        rate, run = float(rest[0]) if rest else 0.0, int(rest[1]) if len(rest) > 1 else 1
+        print(json.dumps(send(host, int(port), float(seconds), rate, run)))

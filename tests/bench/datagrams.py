@@ -26,7 +26,8 @@ from tests.system.kcptun import ENTRANCE, PROGRAMS, Kcptun
 from tests.system.pair import ENDS
 from tests.system.spray_pair import LOCAL, TARGET, SprayPair
 
-PORTS = 10
+PORTS, MANY_PORTS = 10, 1000
+RUN = 44
 KINDS = ("udp", "tcp")
 WORKERS = (1, 2)
 SECONDS = 4
@@ -42,7 +43,7 @@ _ENDS = (sys.executable, "-m", "tests.bench.datagram_ends")
 @dataclass(frozen=True, slots=True)
 class Contender:
     """`row` is its name for the command line, `base` that of the contender it is compared to. `stream`: TCP goes
-    through, by kcptun."""
+    through, by kcptun. `run`: datagrams that the applications send and receive in one call."""
 
     row: str
     name: str
@@ -50,6 +51,7 @@ class Contender:
     base: str = DIRECT
     programs: tuple[str, ...] = ()
     stream: bool = False
+    run: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,11 @@ def contenders() -> list[Contender]:
         for kind in KINDS
         for workers in WORKERS
     ]
+    for kind in KINDS:
+        name = f"{kind}, {workers_text(1)}, {MANY_PORTS:,} ports"
+        found.append(Contender(f"datagrams-{kind}-many", name, spray(kind, 1, MANY_PORTS)))
+        name = f"{kind}, {workers_text(1)}, {RUN} datagrams a call"
+        found.append(Contender(f"datagrams-{kind}-runs", name, spray(kind, 1), run=RUN))
     found.append(Contender("datagrams-udp2raw", "udp2raw", udp2raw, programs=("udp2raw", "iptables")))
     found.append(Contender("datagrams-kcptun", KCPTUN, kcptun(None, 0), KCPTUN, PROGRAMS, stream=True))
     found += [
@@ -99,13 +106,18 @@ def direct(lab: Lab) -> Iterator[Between]:
     yield Between((lab.server_ip4, TARGET[1]), [])
 
 
-def spray(kind: str, workers: int) -> Way:
-    """PORTS ports of that kind, and workers at each end."""
+def spray(kind: str, workers: int, ports: int = PORTS) -> Way:
+    """Ports of that kind, and workers at each end."""
 
     @contextlib.contextmanager
     def way(lab: Lab) -> Iterator[Between]:
         try:
-            with SprayPair(lab, kind=kind, ports=PORTS, workers=(workers, workers)) as pair:
+            quickly = f"dial_rate = {ports}"
+            both = (workers, workers)
+            with SprayPair(lab, kind=kind, ports=ports, workers=both, client_tunnel=quickly, start=False) as pair:
+                for end in reversed(ENDS):
+                    pair.start(end)
+                pair.wait_carriers(pair.carriers, _PATIENCE_S)
                 yield Between(LOCAL, [pair.processes[end].pid for end in ENDS], pair)
         except AssertionError as error:
             first, *rest = str(error).strip().splitlines() or ["no pair"]
@@ -153,7 +165,9 @@ def once(lab: Lab, contender: Contender, *, seconds: int, direct_bps: float) -> 
     """One contender. `direct_bps`: what UDP itself reached; 0: unknown. Raises BenchError."""
     with contender.way(lab) as between:
         time.sleep(_SETTLE_S)
-        return _stream(lab, between, seconds) if contender.stream else _flow(lab, between, seconds, direct_bps)
+        if contender.stream:
+            return _stream(lab, between, seconds)
+        return _flow(lab, between, seconds, direct_bps, contender.run)
 
 
 def _stream(lab: Lab, between: Between, seconds: int) -> Result:
@@ -162,17 +176,17 @@ def _stream(lab: Lab, between: Between, seconds: int) -> Result:
     return Result(found.bits_per_s, None, trip.p50_us, found.cpu_s_per_gb, found.others_cores)
 
 
-def _flow(lab: Lab, between: Between, seconds: int, direct_bps: float) -> Result:
+def _flow(lab: Lab, between: Between, seconds: int, direct_bps: float, run: int) -> Result:
     p50_us = _ask(lab, between)
     meter, others = Meter(between.pids), Others()
     with meter.running():
-        sent, came, took_s = _offer(lab, between, seconds, 0.0)
+        sent, came, took_s = _offer(lab, between, seconds, 0.0, run)
     others_cores = others.cores()
     bits_per_s = came * SIZE * 8 / took_s
     half = (direct_bps if between.pids else bits_per_s) / 2
     loss = None
     if half:
-        sent, paced, _ = _offer(lab, between, seconds, half)
+        sent, paced, _ = _offer(lab, between, seconds, half, run)
         loss = max(1 - paced / sent, 0.0)
     return Result(bits_per_s, loss, p50_us, meter.cpu_s / (came * SIZE / 1e9), others_cores)
 
@@ -187,14 +201,14 @@ def _ask(lab: Lab, between: Between) -> float:
         server.wait()
 
 
-def _offer(lab: Lab, between: Between, seconds: int, bits_per_s: float) -> tuple[int, int, float]:
+def _offer(lab: Lab, between: Between, seconds: int, bits_per_s: float, run: int) -> tuple[int, int, float]:
     """Datagrams that left and that came, and in how many seconds those did."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    taker = lab.popen("server", [*_ENDS, "take", str(TARGET[1])], cwd=_ROOT, **pipes)
+    taker = lab.popen("server", [*_ENDS, "take", str(TARGET[1]), str(run)], cwd=_ROOT, **pipes)
     try:
         assert taker.stdout is not None
         taker.stdout.readline()
-        sent = _run(lab, ["send", *map(str, between.target), str(seconds), str(bits_per_s)])
+        sent = _run(lab, ["send", *map(str, between.target), str(seconds), str(bits_per_s), str(run)])
         output, errors = taker.communicate(timeout=_PATIENCE_S)
     except subprocess.TimeoutExpired as error:
         raise BenchError("datagrams do not cease to come") from error
@@ -266,7 +280,7 @@ def _tabulate(present: Sequence[Contender], results: list[Round], section: Secti
     conditions = (
         f"One flow of datagrams of {SIZE} bytes, sent as fast as one plain sender can; what arrives. Loss is that of "
         f"half the rate which UDP itself reached, the round trip that of 64 bytes, idle. forwarder has {PORTS} ports, "
-        f"that look like UDP or TCP. With kcptun (no cipher): one iperf3 connection. {section.seconds} s, "
+        f"unless said, that look like UDP or TCP. With kcptun (no cipher): one iperf3 connection. {section.seconds} s, "
         f"{section.median}, ratios within a round; CPU is of all relay processes of both ends, workers are at each."
     )
     rows = [_row(each, results) for each in present]

@@ -6,8 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.core.port import PING_BYTES, QUANTUM_MIN, Port, PortSettings
-from workers.core.port_choice import QUANTUM_MAX, QUANTUM_US, TICK_US, PortChoice
+from workers.core.port import PING_BYTES, Port, PortSettings
+from workers.core.port_choice import (
+    MANY,
+    NARROW_US,
+    QUANTUM_MAX,
+    QUANTUM_MIN,
+    QUANTUM_US,
+    TICK_US,
+    TURN_US,
+    WINDOW,
+    PortChoice,
+)
 from workers.core.port_state import State
 
 MS, SECOND = 1000, 1_000_000
@@ -198,9 +208,10 @@ def test_removed_port_gets_nothing() -> None:
     assert set(spend(choice, 30)) == {0, 2}
 
 
-def test_run_is_cut_to_what_the_port_moves_in_two_milliseconds() -> None:
+def test_run_goes_whole_until_ports_lose_and_is_then_cut_to_what_a_port_moves_in_two_milliseconds() -> None:
     choice, (port,) = new_choice(1)
-    assert port.quantum_bytes == QUANTUM_MIN
+    assert port.quantum_bytes == QUANTUM_MAX
+    measure(port, 500, 100, TICK_US)
     bytes_per_tick = 2_000_000
     now_us = choice.next_us
     for _ in range(3):
@@ -213,3 +224,47 @@ def test_run_is_cut_to_what_the_port_moves_in_two_milliseconds() -> None:
         now_us += TICK_US
         choice.on_time(now_us)
     assert port.quantum_bytes == QUANTUM_MIN
+    port.outward.forget()
+    choice.on_time(now_us + NARROW_US)
+    assert port.quantum_bytes == QUANTUM_MAX
+
+
+def test_of_many_ports_a_few_take_part_at_a_time_and_each_has_its_turn() -> None:
+    count = 10 * WINDOW
+    choice, ports = new_choice(count)
+    seen: set[int] = set()
+    now_us = TICK_US
+    for _ in range(count // WINDOW):
+        turn = set(spend(choice, 5 * WINDOW, now_us=now_us))
+        assert len(turn) == WINDOW and not turn & seen
+        seen |= turn
+        for _ in range(TURN_US // TICK_US):
+            now_us = choice.next_us
+            choice.on_time(now_us)
+    assert len(seen) == len(ports)
+
+
+def test_more_ports_take_part_where_all_lose_alike_and_fewer_again_after_a_while() -> None:
+    choice, ports = new_choice(4 * MANY)
+    now_us = TICK_US
+    for port in ports:
+        measure(port, 500, 100, now_us)
+    for _ in range(6 * TURN_US // TICK_US):
+        now_us = choice.next_us
+        choice.on_time(now_us)
+    assert len(spend(choice, 10 * len(ports), now_us=now_us)) == len(ports)
+    for port in ports:
+        port.outward.forget()
+    for _ in range((NARROW_US + 8 * TURN_US) // TICK_US):
+        now_us = choice.next_us
+        choice.on_time(now_us)
+    assert len(spend(choice, 5 * WINDOW, now_us=now_us)) == WINDOW
+
+
+def test_port_that_fails_in_its_turn_is_replaced_by_another() -> None:
+    choice, _ = new_choice(2 * MANY)
+    failed = choice.next()
+    assert failed is not None
+    failed.on_close_received(TICK_US)
+    took = spend(choice, 5 * WINDOW)
+    assert failed.index not in took and len(took) == WINDOW

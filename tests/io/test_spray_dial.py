@@ -7,9 +7,12 @@ import pytest
 
 from tests.io.spray_net import FakeWire
 from tests.io.spray_world import World, received
+from workers.core.datagram import DATA_OVERHEAD
 from workers.core.port import DIAL_US
+from workers.core.port_state import State
 from workers.io import spray_dial
 from workers.io.spray_dial import ANSWERS_MAX
+from workers.io.spray_ports import GRACE_US
 
 Make = Callable[..., World]
 
@@ -206,6 +209,43 @@ def test_old_port_goes_when_the_new_one_is_there(make: Make) -> None:
     assert not world.wire(0).closed and len(world.client.session._choice.ports) == 1
 
 
+def test_what_was_on_its_way_when_a_port_was_replaced_arrives(make: Make) -> None:
+    world = make(ports=1, rotate_after_s=60.0).up()
+    world.app.send(b"question")
+    world.settle()
+    _, source = world.target.recvfrom(100)
+    old, old_carrier = world.wire(0), world.carriers()[0]
+    held: list[tuple[FakeWire, bytes]] = []
+
+    def hold(wire: FakeWire, payload: bytes) -> bool:
+        """These two datagrams take longer than all else; a dial takes as long as they last."""
+        is_data = len(payload) - DATA_OVERHEAD in (600, 700)
+        if is_data:
+            held.append((wire, payload))
+        return is_data or (is_message_1(payload) and len(held) < 2)
+
+    world.net.loses = hold
+    while world.carriers()[0] is old_carrier:
+        if world.client._dialler.dialling and not held:
+            world.app.send(bytes(600))
+            world.target.sendto(bytes(700), source)
+            world.settle()
+        world.app.send(b"so that the conversation lasts")
+        world.advance(100)
+        received(world.target)
+    there = next(wire for wire, _ in held if not wire.is_client)
+    world.net.loses = lambda wire, payload: False
+    for wire, payload in held:
+        world.net.deliver(wire, payload)
+    world.settle()
+    assert bytes(600) in received(world.target) and bytes(700) in received(world.app)
+    assert not old.closed and not there.closed and len(world.client.session._choice.ports) == 1
+    world.advance(GRACE_US // 1000 + 200)
+    assert old.closed and there.closed and not world.wire(0).closed
+    assert not world.client.session.ports._replaced and set(world.server_carriers()) == {0}
+    assert len(world.diallers[0].dialled) == 2 and old_carrier.port.state is State.CLOSED
+
+
 def test_old_port_stays_while_no_new_one_comes_and_dials_pause(make: Make) -> None:
     world = make(ports=1, rotate_after_s=2.0).up()
     old = world.wire(0)
@@ -215,7 +255,7 @@ def test_old_port_stays_while_no_new_one_comes_and_dials_pause(make: Make) -> No
     assert 4 <= len(world.diallers[0].dialled) <= 10
     world.diallers[0].refusal = ""
     world.advance(9000)
-    assert old.closed and set(world.carriers()) == set(world.server_carriers()) == {0}
+    assert world.wire(0) is not old and set(world.carriers()) == set(world.server_carriers()) == {0}
 
 
 def test_old_port_that_dies_while_its_successor_is_dialled_is_dialled_once(make: Make) -> None:

@@ -289,11 +289,10 @@ def test_copies_wait_for_a_blocked_port_once(make: Make) -> None:
     assert received(world.target) == sent and world.client.session.dropped == 0
 
 
-def test_datagram_of_more_pieces_than_there_can_be_is_too_large(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datagram_of_more_pieces_than_there_can_be_is_too_large(make: Make) -> None:
     world = make(ports=1)
-    session = world.client.session
-    monkeypatch.setattr(session, "_measure", lambda: None)
-    session._piece_max = 30
+    ports = world.client.session.ports
+    ports._piece_max, ports._piece_until_us = 30, world.now_us + 1
     send(world, [b"x" * 6000])
     world.settle()
     assert world.client.count_open()["spray_too_large"] == 1 and received(world.target) == []

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.io.spray_net import FakeWire
 from tests.io.spray_world import Process, World, received
 from workers.core.cuts import ROOM, Datagrams
 from workers.io import mesh
@@ -121,6 +122,32 @@ def test_datagrams_by_the_ports_of_two_server_workers_have_one_source(make: Make
     world.settle()
     assert received(world.app) == [b"answer"]
     assert lent(*world.servers) == dropped(*world.servers) == 0
+
+
+@pytest.mark.parametrize("size", [300, 5000])
+def test_copies_by_the_ports_of_two_other_workers_arrive_once(loose: Make, size: int) -> None:
+    world = loose(ports=2, clients=3, servers=2, copies=2)
+    assert not world.carriers(2)
+    late: list[tuple[FakeWire, bytes]] = []
+
+    def is_late(wire: FakeWire, payload: bytes) -> bool:
+        """Every second of what the client sends, which goes out twice, comes when all else has come."""
+        turns[0] ^= wire.is_client
+        if wire.is_client and turns[0]:
+            late.append((wire, payload))
+        return wire.is_client and turns[0]
+
+    turns = [True]
+    world.net.loses = is_late
+    sent = [b"%03d" % number + bytes(size) for number in range(60)]
+    for data in sent:
+        ask(world, data, 2)
+    for wire, payload in late:
+        world.net.deliver(wire, payload)
+        world.settle()
+    assert sorted(from_target(world)[0]) == sent
+    assert all(process.taken.count(mesh.OUT) > 10 for process in world.clients[:2])
+    assert lent(*world.clients, *world.servers) == dropped(*world.clients, *world.servers) == 0
 
 
 def test_socket_is_passed_on_so_that_little_is_handed_in(make: Make) -> None:

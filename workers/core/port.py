@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
+from workers.core.deadlines import Watched
 from workers.core.loss_meter import LossMeter
 from workers.core.path_mtu import BASE, NEVER_US, PathMtu
 from workers.core.port_state import Input, State, Step, next_state
@@ -39,8 +40,8 @@ DEAF_US = 10_000_000
 """So long after a forged RST others only cause a PING: whoever forges them must not keep a port suspended."""
 TROUBLE_RECORDS, TROUBLE_RATIO = 8, 0.5
 """So much loss while PINGs are answered may be a black hole for the current record size."""
-QUANTUM_MIN = 16 << 10
-"""A dozen datagrams. What a port gets in one run, as long as it moves less in 2 ms."""
+QUANTUM_FIRST = 16 << 10
+"""What a port gets in one run before its owner says how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,11 @@ class PortSettings:
     ports: int = 1
 
 
-class Port:
+class Port(Watched):
     """One port. `accepted`: it is the server's end. `jitter` gives numbers from 0.5 to 1.
 
     deadline_us: `on_time` has nothing to do before. `outward`, `inward`: the loss of either direction.
-    `tag`, `cost`, `serial`, `quantum_bytes`, `rate_bps` and `rated_bytes` are kept by `port_choice`.
+    `tag`, `cost`, `serial`, `quantum_bytes`, `rate_bps`, `rated_bytes` and `rated_us` are kept by `port_choice`.
     """
 
     __slots__ = (
@@ -82,7 +83,6 @@ class Port:
         "_was_busy",
         "accepted",
         "cost",
-        "deadline_us",
         "forged_resets",
         "highest",
         "index",
@@ -93,6 +93,7 @@ class Port:
         "quantum_bytes",
         "rate_bps",
         "rated_bytes",
+        "rated_us",
         "received_bytes",
         "received_records",
         "rtt",
@@ -117,6 +118,7 @@ class Port:
     ) -> None:
         """A client's port starts DEAD and wants to be dialled at once, a server's starts UP: it has proven itself.
         standing: of the port of this index that this one takes the place of."""
+        super().__init__(now_us)
         self.index, self.accepted = index, accepted
         self._jitter, self._rotate_us = jitter, settings.rotate_us
         self._meter_us = max(METER_US, settings.ports * PING_SPACING_US)
@@ -125,12 +127,11 @@ class Port:
         self.standing = standing or Standing(jitter)
         self.mtu = PathMtu(settings.most_bytes, settings.base_bytes)
         self.sent_records = self.sent_bytes = self.received_bytes = self.forged_resets = 0
-        self.tag, self.cost, self.serial = 0.0, 1.0, 0
-        self.quantum_bytes, self.rate_bps, self.rated_bytes = QUANTUM_MIN, 0.0, 0
+        self.tag, self.cost, self.serial, self.rated_us = 0.0, 1.0, 0, now_us
+        self.quantum_bytes, self.rate_bps, self.rated_bytes = QUANTUM_FIRST, 0.0, 0
         self._begin(now_us)
-        self.state, self.deadline_us = State.DEAD, now_us
+        self.state = State.DIALLING if accepted else State.DEAD
         if accepted:
-            self.state = State.DIALLING
             self.on_established(now_us)
 
     def _begin(self, now_us: int) -> None:
@@ -152,7 +153,7 @@ class Port:
     def on_dial(self, now_us: int) -> None:
         """A dial has begun. It ends with `on_established`, `on_dial_failed`, or in `on_time` after DIAL_US."""
         self.state = next_state(self.state, Input.DIAL)
-        self.deadline_us = now_us + DIAL_US
+        self.set_deadline(now_us + DIAL_US)
 
     def on_dial_failed(self, now_us: int) -> None:
         """The dial failed."""
@@ -161,7 +162,7 @@ class Port:
     def hasten(self, dial_us: int) -> None:
         """Want to be dialled at `dial_us` at the latest."""
         if self.state is State.DEAD:
-            self.deadline_us = min(self.deadline_us, dial_us)
+            self.set_deadline(min(self.deadline_us, dial_us))
 
     def on_established(self, now_us: int, rtt_us: int = 0) -> None:
         """The handshake has succeeded. `rtt_us`: what its last round trip took, 0 if unknown."""
@@ -175,7 +176,7 @@ class Port:
     def _lose(self, now_us: int, age_us: int | None) -> None:
         self.state = next_state(self.state, Input.LOST)
         pause_us = self.standing.on_lost(age_us)
-        self.deadline_us = NEVER_US if self.accepted else now_us + pause_us
+        self.set_deadline(NEVER_US if self.accepted else now_us + pause_us)
 
     # Data
 
@@ -185,7 +186,7 @@ class Port:
         self.sent_bytes += size_bytes
         if not self._has_sent:
             self._has_sent = True
-            self.deadline_us = min(self.deadline_us, max(self._last_ping_us + self._meter_us, now_us))
+            self.set_deadline(min(self.deadline_us, max(self._last_ping_us + self._meter_us, now_us)))
 
     def on_received(self, records: int, size_bytes: int, highest: int, now_us: int) -> None:
         """So many records of any kind were opened in one run; `highest`: the greatest of their counters.
@@ -380,7 +381,7 @@ class Port:
             # Of two the second one's time: once both are late, it does not matter what has come since.
             for clock in list(islice(self._pings, 2))[-1:]:
                 due_us = min(due_us, clock + self.late_us)
-        self.deadline_us = due_us
+        self.set_deadline(due_us)
 
     # The end
 
@@ -397,4 +398,4 @@ class Port:
     def close(self) -> None:
         """Given up for good; the owner sends CLOSE."""
         self.state = next_state(self.state, Input.CLOSE)
-        self.deadline_us = NEVER_US
+        self.set_deadline(NEVER_US)

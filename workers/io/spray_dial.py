@@ -146,6 +146,7 @@ class SprayDialler:
         now_us, settings = clock_us(), session.port_settings()
         own = [each for each in range(len(tunnel.carriers)) if tunnel.owner_of(each, context.workers) == context.seat]
         self.ports = {index: Port(index, settings, now_us, jitter) for index in own}
+        self._down = dict.fromkeys(own)
         self._dials: dict[int, Dial] = {}
         self._successors: dict[int, Port] = {}
         self._settings = settings
@@ -183,7 +184,8 @@ class SprayDialler:
         if not self._session.total_up:
             for port in self.ports.values():
                 port.hasten(now_us + OUTAGE_PAUSE_US)
-        for index, port in list(self.ports.items()):
+        for index in list(self.ports if self._settings.rotate_us else self._down):
+            port = self.ports[index]
             if index in self._dials:
                 self._follow(self._dials[index], now_us)
             elif port.state is State.DEAD and port.on_time(now_us) is Step.DIAL:
@@ -211,7 +213,10 @@ class SprayDialler:
             return
         self._budget -= 1
         self.dialled[self.tunnel.carriers[index][0]] += 1
-        self.ports[index] = self.ports.pop(index)  # behind all others: ports that fail must not use up the budget
+        # Behind all others: ports that fail must not use up the budget.
+        self.ports[index] = self.ports.pop(index)
+        if index in self._down:
+            self._down[index] = self._down.pop(index)
         port.on_dial(now_us)
         hello = Hello(
             session_id=self._session_id,
@@ -300,17 +305,17 @@ class SprayDialler:
         wire.on_proven()
         carrier.proven = True
         dial.port.on_established(now_us, now_us - dial.sent_us)
-        old = self.ports[dial.index]
         self.ports[dial.index] = dial.port
         self._successors.pop(dial.index, None)
+        self._down.pop(dial.index, None)
         self._session.peer_text = self._session.peer_text or wire.peer
         self._session.add(carrier, now_us)
         carrier.greet(now_us)
-        if old is not dial.port:
-            old.close()
 
     def on_lost(self, carrier: PortCarrier) -> None:
         """A port has died: its own clock says when to dial again."""
+        if self.ports.get(carrier.index) is carrier.port:
+            self._down[carrier.index] = None
         kind, port = self.tunnel.carriers[carrier.index]
         log.debug("port lost tunnel=%s port=%d/%s", self.tunnel.name, port, kind)
         now_us, index = clock_us(), carrier.index

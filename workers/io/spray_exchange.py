@@ -76,11 +76,24 @@ class SprayExchange:
 
     def hand_out(self, conversation: int, source: Datagrams, first: int, count: int, size: int, last: int) -> bool:
         """Give datagrams to another worker's ports; False if no worker has any. As `SpraySession.send`."""
-        able = [slot for slot, up in self._elsewhere.items() if up and slot in self._context.mesh.peers]
-        if not able or self._told > 0:
-            return False
-        self._give(self._context.mesh.peers[random.choice(able)], conversation, source, first, count, size, last)
-        return True
+        peer = self._other()
+        if peer is not None:
+            self._give(peer, conversation, source, first, count, size, last)
+        return peer is not None
+
+    def hand_out_numbered(self, conversation: int, number: int, datagram: bytes) -> bool:
+        """The same for one that goes as pieces or copies of that number."""
+        peer = self._other()
+        if peer is not None:
+            payload = inner.SEQUENCE.pack(number) + datagram
+            self.dropped += not self._lend(peer, mesh.OUT, payload, conversation, inner.COPY, len(payload))
+        return peer is not None
+
+    def _other(self) -> Peer | None:
+        """A worker that has ports, if there is none here that is fit for data."""
+        peers = self._context.mesh.peers
+        able = [slot for slot, up in self._elsewhere.items() if up and slot in peers]
+        return peers[random.choice(able)] if able and self._told <= 0 else None
 
     def on_loss(self, loss: float, sent_bytes: int, now_us: int) -> None:
         """What the ports here have lost of late, all alike. `sent_bytes`: in all, to know how fast."""

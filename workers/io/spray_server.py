@@ -33,6 +33,9 @@ from workers.status import TunnelStatus
 MAX_PORTS = 2 * 4096
 """Carriers of one session: the most ports that a tunnel can have, both ways."""
 
+FORGET_US = 1_000_000
+"""How often carriers that are closed are forgotten: a loop over all ports."""
+
 log = logging.getLogger("forwarder.spray")
 
 
@@ -86,6 +89,7 @@ class SprayServerEnd:
         self._standings: dict[tuple[int, int], Standing] = {}
         self.targets = Targets(context, tunnel, self, inboxes, senders)
         self.reassembler = buffers.reassembler
+        self._forget_us = 0
         self._past = TunnelTotals(tunnel.name, "spray")
 
     # Ports
@@ -290,8 +294,10 @@ class SprayServerEnd:
         self.door.on_time(now_us)
         self.targets.on_time(now_us)
         self._release.on_time(now_us)
-        for port in self._came_by:
-            self.carriers_of(port)
+        if now_us >= self._forget_us:
+            self._forget_us = now_us + FORGET_US
+            for port in self._came_by:
+                self.carriers_of(port)
         for number, session in list(self._sessions.items()):
             session.on_time(now_us)
             if session.is_idle(now_us):

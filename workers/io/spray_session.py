@@ -13,7 +13,6 @@ from workers.core import fragment, inner
 from workers.core.cuts import Datagrams, Records
 from workers.core.inner import Opened
 from workers.core.port import Port, PortSettings
-from workers.core.port_choice import PortChoice
 from workers.core.port_state import State
 from workers.io import mesh
 from workers.io.context import Context, clock_us
@@ -21,8 +20,8 @@ from workers.io.mesh import Descriptor, Peer
 from workers.io.port_carrier import PortCarrier
 from workers.io.spray_buffers import Assembly, SprayBuffers
 from workers.io.spray_exchange import SprayExchange
+from workers.io.spray_ports import SprayPorts
 from workers.io.spray_waiting import PIECE, Waiting, copies_of, datagrams_in
-from workers.io.tally import add_gone
 from workers.settings import SprayTunnel
 from workers.shm.totals import TunnelTotals
 from workers.status import SessionStatus
@@ -50,23 +49,22 @@ class SpraySession:
         self.context, self.tunnel = context, tunnel
         self.number, self.key_index = number, key_index
         self.peer_text = ""
-        self.carriers: dict[int, PortCarrier] = {}
         now_us = clock_us()
+        self.past = TunnelTotals(tunnel.name, "spray")
+        self.ports = SprayPorts(now_us, self.past)
+        self.carriers = self.ports.carriers
         self.used_us = self._lone_us = now_us
         self.deliver: Callable[[int, int, bytes, int], bool] = lambda *_: True
         self.lost: Callable[[PortCarrier], None] = lambda _: None
         self.unknown: Callable[[PortCarrier, Records, int, int, int], None] = lambda *_: None
         self.room: Callable[[], None] = lambda: None
         self.bytes_in = self.bytes_out = self.dropped = self.too_large = self.undelivered = 0
-        self.past = TunnelTotals(tunnel.name, "spray")
         self._buffers = buffers
-        self._choice = PortChoice(now_us)
-        self._by_port: dict[Port, PortCarrier] = {}
+        self._choice = self.ports.choice
         self._waiting = Waiting()
         self.exchange = SprayExchange(context, tunnel.index, number, key_index)
         self._sequence = random.getrandbits(32)
         self._assembly = Assembly(number, buffers.reassembler)
-        self._piece_max = 0
         self._timer = context.loop.timer(TIMER_S, TIMER_S)
         self._ticking = False
 
@@ -85,32 +83,19 @@ class SpraySession:
 
     def add(self, carrier: PortCarrier, now_us: int) -> None:
         """A port has come up, perhaps in place of another of its index."""
-        old = self.carriers.get(carrier.index)
-        if old is not None and old is not carrier:
-            self.remove(old, now_us)
-        carrier.port.mtu.on_too_large(carrier.wire.most_bytes)
-        self.carriers[carrier.index] = carrier
-        self._by_port[carrier.port] = carrier
-        self._choice.add(carrier.port, now_us)
+        self.ports.add(carrier, now_us)
         carrier.ping(now_us)
-        self._measure()
+        self._tell()
         self._drain()
 
     def remove(self, carrier: PortCarrier, now_us: int) -> None:
         """The port is gone, or has to go."""
-        if self.carriers.get(carrier.index) is carrier:
-            del self.carriers[carrier.index]
-        if self._by_port.get(carrier.port) is carrier:
-            del self._by_port[carrier.port]
-            self._choice.remove(carrier.port)
-        add_gone(self.past, carrier)
-        carrier.close(now_us)
-        self._measure()
+        self.ports.remove(carrier, now_us)
+        self._tell()
 
-    def _measure(self) -> None:
-        """How large a piece may be that goes on any port, and how many are fit for data, as the other workers know."""
-        self.exchange.tell_carriers(sum(each.port.state is State.UP for each in self.carriers.values()))
-        self._piece_max = min((carrier.piece_max for carrier in self.carriers.values()), default=0)
+    def _tell(self) -> None:
+        """Let the other workers know how many ports here are fit for data."""
+        self.exchange.tell_carriers(self.ports.up)
 
     def on_up(self, carrier: PortCarrier) -> None:
         """See CarrierOwner."""
@@ -150,24 +135,25 @@ class SpraySession:
         prefix = inner.data_prefix(conversation)
         choice = self._choice
         while count:
-            port = choice.next()
-            carrier = self._by_port.get(port) if port is not None else None
-            is_elsewhere = port is None or carrier is None or choice.in_doubt
+            carrier = self.ports.next()
+            is_elsewhere = carrier is None or choice.in_doubt
             if is_elsewhere and self.exchange.hand_out(conversation, source, first, count, size, last):
                 return
-            if port is None or carrier is None:
+            if carrier is None:
                 self._wait(conversation, source, first, count, size, last)
                 return
             if size > carrier.payload_max:
                 self._send_each(conversation, source, first, count, size, last, now_us)
                 return
-            taken = min(count, carrier.datagrams_max(size))
+            most = carrier.datagrams_max(size)
+            # In equal parts: the rest of 50 after 49 would cost as much as they.
+            taken = count if count <= most else -(-count // -(-count // most))
             end = last if taken == count else size
             records, sent = carrier.send_datagrams(prefix, source, first, taken, size, end, now_us)
             self.bytes_out += (taken - 1) * size + end
-            choice.on_sent(port, records, sent, now_us)
+            choice.on_sent(carrier.port, records, sent, now_us)
             if carrier.is_blocked:
-                choice.on_blocked(port)
+                choice.on_blocked(carrier.port)
             first += taken
             count -= taken
 
@@ -179,24 +165,26 @@ class SpraySession:
             length = last if index == first + count - 1 else size
             at = source.position(size, index)
             # A copy: sealing the one after it writes over what stands in front of it.
-            self._send_one(conversation, bytes(source.view[at : at + length]), now_us)
+            self.send_numbered(conversation, self._next_number(), bytes(source.view[at : at + length]), now_us)
 
-    def _send_one(self, conversation: int, datagram: bytes, now_us: int) -> None:
-        port = self._choice.next()
-        carrier = self._by_port.get(port) if port is not None else None
-        if carrier is None:
-            scratch = self._buffers.load(datagram)
-            if not self.exchange.hand_out(conversation, scratch, 0, 1, len(datagram), len(datagram)):
-                self._queue(conversation, len(datagram), datagram)
+    def send_numbered(self, conversation: int, number: int, datagram: bytes, now_us: int) -> None:
+        """Send one as pieces or copies. The worker that has read it numbers it, whosever ports it goes on: between the
+        numbers of two workers, the receiver could not tell a copy."""
+        carrier = self.ports.next()
+        is_elsewhere = carrier is None or self._choice.in_doubt
+        if is_elsewhere and self.exchange.hand_out_numbered(conversation, number, datagram):
+            return
+        if not self.carriers:
+            self.dropped += 1
             return
         self.bytes_out += len(datagram)
-        number, copies = self._next_number(), self.tunnel.copies > 1
-        if copies and len(datagram) + inner.COPY_HEAD.size <= self._piece_max:
+        copies, piece_max = self.tunnel.copies > 1, self.ports.piece_max(now_us)
+        if copies and len(datagram) + inner.COPY_HEAD.size <= piece_max:
             self._send_inner(inner.pack_copy(conversation, number, datagram), now_us)
-        elif not copies and len(datagram) <= carrier.payload_max:
+        elif not copies and carrier is not None and len(datagram) <= carrier.payload_max:
             self._send_inner(inner.data_prefix(conversation) + datagram, now_us)
         else:
-            pieces = fragment.split(conversation, number, datagram, self._piece_max)
+            pieces = fragment.split(conversation, number, datagram, piece_max)
             self.too_large += not pieces
             for piece in pieces:
                 self._send_inner(piece, now_us)
@@ -227,7 +215,7 @@ class SpraySession:
                 self._send_on(port, content, now_us)
 
     def _send_on(self, port: Port, content: bytes, now_us: int) -> None:
-        carrier = self._by_port.get(port)
+        carrier = self.carriers.get(port.index)
         if carrier is None or len(content) > carrier.piece_max:
             self.dropped += 1
             return
@@ -322,7 +310,10 @@ class SpraySession:
         if descriptor[0] == mesh.IN and inner.DATA <= kind <= inner.COPY:
             self.take(handed, now_us)
         elif descriptor[0] == mesh.OUT and self.carriers:
-            self._send_loaded(conversation, size, payload, now_us)
+            if kind == inner.COPY:
+                self.send_numbered(conversation, *inner.unpack_copy(payload), now_us)
+            else:
+                self._send_loaded(conversation, size, payload, now_us)
         else:
             self.exchange.dropped += 1
 
@@ -350,9 +341,7 @@ class SpraySession:
 
     def on_time(self, now_us: int) -> None:
         """At least every 100 ms, and every TIMER_S while datagrams come and go."""
-        for carrier in list(self.carriers.values()):
-            if carrier.port.deadline_us <= now_us:
-                carrier.on_time(now_us)
+        self.ports.on_time(now_us)
         if self._ticking or self._waiting:
             self._weigh(now_us)
 
@@ -363,7 +352,7 @@ class SpraySession:
             # Copies are numbered by the worker that sends them.
             loss = self._choice.common_loss if self.tunnel.copies == 1 else 0.0
             self.exchange.on_loss(loss, self.bytes_out, now_us)
-            self._measure()
+            self._tell()
             self._drain()
 
     def is_idle(self, now_us: int) -> bool:
@@ -378,8 +367,8 @@ class SpraySession:
         self._ticking = True
         self._timer.stop()
         self._timer.close()
-        for carrier in list(self.carriers.values()):
-            self.remove(carrier, now_us)
+        self.ports.close(now_us)
+        self._tell()
         self._waiting.take_all()
 
     def status(self, key_id: str, wanted: int, now_us: int) -> SessionStatus:

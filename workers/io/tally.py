@@ -50,6 +50,8 @@ def add_spray_session(totals: TunnelTotals, session: "SpraySession") -> None:
         port = carrier.port
         if port.state in (State.UP, State.SUSPECT):
             totals.kind(carrier.wire.kind).see(port.rtt.srtt_us, port.outward.ratio, carrier.waiting_bytes)
+    for carrier in session.ports.replaced:
+        _add_records(totals, carrier)
 
 
 def add_gone(past: TunnelTotals, carrier: "PortCarrier") -> None:
