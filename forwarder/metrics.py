@@ -71,6 +71,14 @@ class MetricsChild:
         if self._sockets:
             self._fork(time.monotonic())
 
+    def begin_again(self, patience_s: float, log_sender: socket.socket, identity: Identity | None) -> None:
+        """Opens and starts in a process that was another program, whose child has ended: what fails is told."""
+        try:
+            self.open(patience_s)
+        except BootError as error:
+            log(ERROR, "metrics are not served", reason=error.message)
+        self.start(log_sender, identity)
+
     def restart(self, listen: Address | None) -> None:
         """Serve there from now on; None: not at all. Raises BootError, and then all is as it was."""
         if listen == self._listen:

@@ -6,7 +6,6 @@ replace the dead; kill the hung; stop. What may change meanwhile is in `forwarde
 One thread and no gevent: a worker imports that after the fork.
 """
 
-import enum
 import os
 import random
 import selectors
@@ -29,6 +28,7 @@ from forwarder.instance import PidFile, take_control_socket
 from forwarder.logs import log
 from forwarder.metrics import MetricsChild
 from forwarder.notify import ServiceManager
+from forwarder.phase import Phase
 from forwarder.privileges import Identity, descriptors_wanted, identity_wanted, raise_descriptor_limit
 from forwarder.raw import check_raw
 from forwarder.reload import Running
@@ -39,18 +39,9 @@ from forwarder.status import StatusDesk
 from forwarder.timing import Timing
 from forwarder.upgrade import Program
 from forwarder.upgrade import State as Saved
-from forwarder.upgrading import Upgrading, generations_saved, restore
+from forwarder.upgrading import Upgrading, restore, state_of
 from workers.boot import Drain, Drained, Failed, FromWorker, Quit, Ready, Reconfigured, StatusReply
 from workers.settings import Settings
-
-
-class Phase(enum.Enum):
-    """What the instance is up to; the value is its state word in `status`."""
-
-    STARTING = "starting"
-    SERVING = "up"
-    DRAINING = "draining"
-    QUITTING = "down"
 
 
 class Supervisor:
@@ -155,17 +146,9 @@ class Supervisor:
         restore(self._crew, saved)
         let_come()
         log(INFO, "upgrade: this version has taken over", version=__version__, pid=os.getpid())
-        self._serve_metrics(identity)
+        self._metrics.begin_again(self._timing.predecessor_s, self._worker_lines.sender, identity)
         self._changes.renew()
         self._tell_ready()
-
-    def _serve_metrics(self, identity: Identity | None) -> None:
-        """The child of before has ended with its program."""
-        try:
-            self._metrics.open(self._timing.predecessor_s)
-        except BootError as error:
-            log(ERROR, "metrics are not served", reason=error.message)
-        self._metrics.start(self._worker_lines.sender, identity)
 
     def _close_in_child(self) -> None:
         self._selector.close()
@@ -296,17 +279,9 @@ class Supervisor:
         return self._crew.flush() and self._control is not None and self._control.idle
 
     def _save(self, control: ControlServer) -> Saved:
-        crew = self._crew
-        return Saved(
-            running=crew.running,
-            generations=generations_saved(crew),
-            mesh=crew.mesh.saved(),
-            doors=crew.doors.saved(),
-            boot_id=crew.boot_id,
-            serial=crew.serial,
-            heartbeat=crew.heartbeat_memory,
+        return state_of(
+            self._crew,
             stats=self._metrics.memory,
-            lifetime=crew.lifetime,
             log_lines=self._worker_lines.saved(),
             control=control.fileno(),
             control_path=str(control.path),

@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import time
 from logging import ERROR, INFO
+from typing import Any
 
 from forwarder.crew import Crew
 from forwarder.doors import taken_over
@@ -149,7 +150,22 @@ class Upgrading:
 # The crew as a value, and back
 
 
-def generations_saved(crew: Crew) -> list[GenerationState]:
+def state_of(crew: Crew, **rest: Any) -> Saved:
+    """The crew, and the `rest` of the fields of a state."""
+    return Saved(
+        running=crew.running,
+        generations=_generations_saved(crew),
+        mesh=crew.mesh.saved(),
+        doors=crew.doors.saved(),
+        boot_id=crew.boot_id,
+        serial=crew.serial,
+        heartbeat=crew.heartbeat_memory,
+        lifetime=crew.lifetime,
+        **rest,
+    )
+
+
+def _generations_saved(crew: Crew) -> list[GenerationState]:
     """All workers, as descriptors and numbers."""
     return [
         GenerationState(

@@ -1,0 +1,12 @@
+"""What an instance is up to."""
+
+import enum
+
+
+class Phase(enum.Enum):
+    """What the instance is up to; the value is its state word in `status`."""
+
+    STARTING = "starting"
+    SERVING = "up"
+    DRAINING = "draining"
+    QUITTING = "down"
