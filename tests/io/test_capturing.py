@@ -100,6 +100,7 @@ def test_full_disk_is_told_once_and_leaves_whole_packets(
     capture = Capture(tunnel(tmp_path / "kcp.pcap"), 0)
     disk: Any = FullDisk(room)
     capture._file = disk
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             capture.write(bytes(200))

@@ -83,7 +83,7 @@ class Host:
 
     def __init__(self) -> None:
         self.loop = gevent.get_hub().loop
-        self.workers, self.slot = 1, 0
+        self.workers, self.slot, self.seat = 1, 0, 0
 
 
 def client_tunnel(host: str, **more: Any) -> SprayClientTunnel:

@@ -2,10 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.system.pair import ENDS, Pair
 
@@ -70,3 +74,14 @@ def wait_level(pair: Pair, before: dict[str, Any], timeout_s: float = 10.0) -> N
     while (now := levels(pair)) != before:
         assert time.monotonic() < deadline, f"left open: {now}\nbefore: {before}"
         time.sleep(0.2)
+
+
+def skip_unless_nobody_can_import() -> None:
+    """For what becomes `nobody` and then looks for its modules."""
+    command = [sys.executable, "-c", "import workers.worker"]
+    try:
+        done = subprocess.run(command, user="nobody", cwd=Path(__file__).parents[2], check=False, capture_output=True)
+    except OSError:
+        done = None
+    if done is None or done.returncode != 0:
+        pytest.skip("nobody cannot run Python on this tree")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.system import unshared
+from tests.system.processes import skip_unless_nobody_can_import
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 20.0
@@ -133,6 +134,7 @@ def unprivileged() -> list[str]:
     """What starts a program as somebody who is not root and owns nothing."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("only root can become another user, by setpriv")
+    skip_unless_nobody_can_import()
     return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 

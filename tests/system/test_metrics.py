@@ -28,6 +28,7 @@ from tests.netlab import Lab
 from tests.system.load import Bulk, judged
 from tests.system.pair import Pair
 from tests.system.payload import exchange, together
+from tests.system.processes import skip_unless_nobody_can_import
 from tests.system.scrape import get, samples
 from tests.system.test_exit_codes import forwarder, free_port, write_client
 
@@ -137,6 +138,7 @@ def test_child_that_dies_is_replaced_and_the_next_one_ends_with_the_supervisor(t
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_child_has_no_rights_and_nothing_of_the_workers(tmp_path: Path) -> None:
+    skip_unless_nobody_can_import()
     tmp_path.chmod(0o755)
     alone = Alone(tmp_path, 'user = "nobody"')
     try:

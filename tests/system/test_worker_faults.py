@@ -4,8 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,14 @@ import pytest
 from tests.netlab import Lab
 from tests.system.faulty import KINDS, Plan
 from tests.system.pair import ENDS, Pair
-from tests.system.processes import is_alive, settled_levels, wait_level, wait_serving, workers
+from tests.system.processes import (
+    is_alive,
+    settled_levels,
+    skip_unless_nobody_can_import,
+    wait_level,
+    wait_serving,
+    workers,
+)
 from tests.system.traffic import RESET, WHOLE, Exchange, Traffic
 
 NOTICED_S = 3.0
@@ -120,21 +125,10 @@ def test_no_worker_outlives_a_killed_supervisor(lab: Lab) -> None:
         assert count_outcomes(exchanges, RESET) == len(exchanges), exchanges
 
 
-def nobody_can_import() -> bool:
-    """Whether a worker that has become `nobody` finds its modules."""
-    command = [sys.executable, "-c", "import workers.worker"]
-    try:
-        done = subprocess.run(command, user="nobody", cwd=Path(__file__).parents[2], check=False, capture_output=True)
-    except OSError:
-        return False
-    return done.returncode == 0
-
-
 def test_no_worker_that_gave_up_its_rights_outlives_a_killed_supervisor(lab: Lab) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may become another user")
-    if not nobody_can_import():
-        pytest.skip("nobody cannot run Python on this tree")
+    skip_unless_nobody_can_import()
     nobody = {"client": 'user = "nobody"', "server": 'user = "nobody"', "congestion": None}
     with Pair(lab, workers=(2, 2), **nobody) as pair, Traffic(pair) as traffic:  # type: ignore[arg-type]
         exchanges = open_on_all(pair, traffic, 1024 * MIB, rate_bps=1e12)
