@@ -105,13 +105,6 @@ def open_metrics(listen: Address, patience_s: float = 0.0) -> list[socket.socket
     return _open_patiently("metrics", wanted, _look_up("metrics", wanted), time.monotonic() + patience_s)
 
 
-def close_listeners(listeners: Listeners) -> None:
-    for sockets in listeners.values():
-        for sock in sockets:
-            sock.close()
-    listeners.clear()
-
-
 def share_of(listeners: Listeners, settings: Settings, seat: int, workers: int) -> Listeners:
     """What the worker of that seat gets, of so many."""
     own = {tunnel.index for tunnel in settings.spray_client_tunnels}

@@ -39,8 +39,8 @@ DESCRIPTORS_MAX = 1 << 20
 class MetricsChild:
     """Owns the memory of all pages, and writes those of the supervisor."""
 
-    def __init__(self, settings: Settings, memory: int | None = None) -> None:
-        """memory: of a predecessor, whose counters go on. Raises BootError."""
+    def __init__(self, settings: Settings, started_s: float, memory: int | None = None) -> None:
+        """started_s: when the instance did. memory: of a predecessor, whose counters go on. Raises BootError."""
         try:
             self.memory = create_pages() if memory is None else memory
         except OSError as error:
@@ -54,7 +54,7 @@ class MetricsChild:
         self._birth: tuple[socket.socket, Identity | None] | None = None
         self._pid = 0
         self._born_s = self._described_s = 0.0
-        self._started_s = time.monotonic()
+        self._started_s = started_s
         self._described: InstanceTotals | None = None
         self._young_deaths = 0
 
@@ -62,8 +62,9 @@ class MetricsChild:
 
     def open(self, patience_s: float = 0.0) -> None:
         """Opens the listening sockets, if there are to be any. Raises BootError, and leaves none open then."""
-        self._listen = self._settings.metrics_listen
-        self._sockets = open_metrics(self._listen, patience_s) if self._listen is not None else []
+        listen = self._settings.metrics_listen
+        self._sockets = open_metrics(listen, patience_s) if listen is not None else []
+        self._listen = listen
 
     def start(self, log_sender: socket.socket, identity: Identity | None) -> None:
         """Forks the child, if it has something to listen on."""
@@ -72,7 +73,8 @@ class MetricsChild:
             self._fork(time.monotonic())
 
     def begin_again(self, patience_s: float, log_sender: socket.socket, identity: Identity | None) -> None:
-        """Opens and starts in a process that was another program, whose child has ended: what fails is told."""
+        """Opens and starts in a process that was another program, whose child has ended: what fails is told, and the
+        next reload tries again."""
         try:
             self.open(patience_s)
         except BootError as error:

@@ -10,3 +10,8 @@ class Phase(enum.Enum):
     SERVING = "up"
     DRAINING = "draining"
     QUITTING = "down"
+
+    @property
+    def ends(self) -> bool:
+        """Whether nothing new begins any more."""
+        return self in (Phase.DRAINING, Phase.QUITTING)

@@ -182,6 +182,11 @@ def close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
+def died_too_often(slot: Slot) -> str:
+    """Why no other worker is tried in it."""
+    return f"worker {slot.index} died {slot.early_deaths} times in a row before it was ready"
+
+
 def describe_exit(status: int) -> str:
     """A wait status for people."""
     code = os.waitstatus_to_exitcode(status)

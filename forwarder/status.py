@@ -2,7 +2,6 @@
 
 import os
 import stat
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,11 +34,11 @@ class Round:
 class StatusDesk:
     """Answers clients. One round at a time; who asks meanwhile gets the next one, so that no answer is stale."""
 
-    def __init__(self, crew: Crew, patience_s: float, started_s: float | None = None) -> None:
-        """started_s: when this instance started, if it was before now."""
+    def __init__(self, crew: Crew, patience_s: float, started_s: float) -> None:
+        """started_s: when this instance started."""
         self._crew = crew
         self._patience_s = patience_s
-        self.started_s = time.monotonic() if started_s is None else started_s
+        self.started_s = started_s
         self._asked: list[Client] = []
         self._counts = False
         self._round: Round | None = None

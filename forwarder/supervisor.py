@@ -33,7 +33,7 @@ from forwarder.privileges import Identity, descriptors_wanted, identity_wanted, 
 from forwarder.raw import check_raw
 from forwarder.reload import Running
 from forwarder.signals import SignalQueue, blocked, let_come
-from forwarder.slots import Slot, State, Worker, describe_exit
+from forwarder.slots import Slot, State, Worker, describe_exit, died_too_often
 from forwarder.source import Source
 from forwarder.status import StatusDesk
 from forwarder.timing import Timing
@@ -74,11 +74,12 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals = SignalQueue()
         self._manager = ServiceManager()
-        self._metrics = MetricsChild(running.settings, saved.stats if saved is not None else None)
+        stats, started_s = (saved.stats, saved.started_s) if saved is not None else (None, time.monotonic())
+        self._metrics = MetricsChild(running.settings, started_s, stats)
         self._worker_lines = logs.WorkerLines(saved.log_lines if saved is not None else None)
         self._crew = Crew(running, self._selector, self._on_message, worker_main)
         self._crew.stats = self._metrics.memory
-        self._desk = StatusDesk(self._crew, self._timing.status_s, saved.started_s if saved is not None else None)
+        self._desk = StatusDesk(self._crew, self._timing.status_s, started_s)
         self._changes = Changes(
             source, program, self._crew, output, timing, self._reply, self._become_another, self._metrics.reconfigure
         )
@@ -93,7 +94,7 @@ class Supervisor:
         """From nothing to nothing: whatever happens, no process, socket or file is left. Returns the exit code."""
         try:
             self._open()
-            while self._phase in (Phase.STARTING, Phase.SERVING) or self._crew.workers():
+            while not self._phase.ends or self._crew.workers():
                 self._turn()
         except BootError as error:
             self._give_up(error.code, error.message)
@@ -110,7 +111,7 @@ class Supervisor:
         """First everything that may be refused, then the workers."""
         identity = identity_wanted(self._settings.user, self._settings.group)
         limit, wanted = raise_descriptor_limit(), descriptors_wanted(self._settings)
-        self._selector.register(self._signals, selectors.EVENT_READ, lambda _: self._on_signals())
+        self._selector.register(self._signals, selectors.EVENT_READ, lambda _: self._on_signals(self._signals.take()))
         self._selector.register(
             self._worker_lines, selectors.EVENT_READ, lambda _: self._worker_lines.pass_on(self._output)
         )
@@ -141,8 +142,8 @@ class Supervisor:
     def _take_over(self, saved: Saved, identity: Identity | None) -> None:
         """The workers first: whatever is wrong with the file or this host, they go on."""
         self._opened, self._phase = True, Phase.SERVING
-        listener = taken_over(saved.control)
-        self._control = ControlServer(Path(saved.control_path), listener, self._selector, self._on_command)
+        path, listener = Path(saved.control_path), taken_over(saved.control)
+        self._control = ControlServer(path, listener, self._selector, self._on_command)
         restore(self._crew, saved)
         let_come()
         log(INFO, "upgrade: this version has taken over", version=__version__, pid=os.getpid())
@@ -188,22 +189,22 @@ class Supervisor:
             self._crew.kill()
             self._kill_s = now + self._timing.quit_grace_s
 
-    def _on_signals(self) -> None:
-        for number in self._signals.take():
+    def _on_signals(self, numbers: list[int]) -> None:
+        for number in numbers:
             self._on_signal(number)
 
     def _on_signal(self, number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT) and self._phase is Phase.DRAINING:
+        is_end = number in (signal.SIGTERM, signal.SIGINT)
+        if number == signal.SIGQUIT or (is_end and self._phase is Phase.DRAINING):
             self._quit()
-        elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        elif is_end or number == signal.SIGUSR1:
             self._drain()
-        elif number == signal.SIGQUIT:
-            self._quit()
         elif number == signal.SIGHUP:
-            self._manager.reloading()
             self._reopen_log()
-            self._changes.wish_reload()
-        elif number == signal.SIGUSR2:
+            if not self._phase.ends:
+                self._manager.reloading()
+                self._changes.wish_reload()
+        elif number == signal.SIGUSR2 and not self._phase.ends:
             self._changes.wish_upgrade()
         elif number in (signal.SIGTTIN, signal.SIGTTOU):
             self._changes.wish_workers(1 if number == signal.SIGTTIN else -1)
@@ -245,10 +246,10 @@ class Supervisor:
         match message.get("command"):
             case "status":
                 self._desk.ask(client, counts=bool(message.get("counts")))
-            case "reload" if self._phase in (Phase.STARTING, Phase.SERVING):
-                self._changes.wish_reload(client)
-            case "reload":
+            case "reload" if self._phase.ends:
                 self._reply(client, STOPPING)
+            case "reload":
+                self._changes.wish_reload(client)
             case "stop":
                 self._reply(client, {"stopping": True, "pid": os.getpid()}, stay=True)
                 if message.get("now"):
@@ -272,8 +273,7 @@ class Supervisor:
                 self._metrics.pause()
                 upgrade.go(self._save(self._control))
                 self._metrics.resume()
-        for number in numbers:
-            self._on_signal(number)
+        self._on_signals(numbers)
 
     def _is_settled(self) -> bool:
         return self._crew.flush() and self._control is not None and self._control.idle
@@ -296,7 +296,7 @@ class Supervisor:
         self._desk.on_death(slot.index)
         self._changes.reload.on_death(slot.index)
         self._metrics.fold(slot.index)
-        if self._phase in (Phase.DRAINING, Phase.QUITTING):
+        if self._phase.ends:
             return
         dead = {"worker": slot.index, "serial": worker.serial, "pid": worker.pid, "exit": describe_exit(status)}
         if self._crew.generation_of(slot).standing is Standing.RETIRING:
@@ -308,14 +308,14 @@ class Supervisor:
         slot.due_s = now + delay_s
         log(WARNING, "a worker died and is replaced", **dead, delay_s=round(delay_s, 2))
         if self._changes.succession.has(slot) and slot.early_deaths >= self._timing.early_deaths_max:
-            self._changes.succession.give_up(_too_often(slot))
+            self._changes.succession.give_up(died_too_often(slot))
 
     def _count_death(self, slot: Slot, early: bool) -> float:
         """Seconds until the next one. Raises BootError if workers cannot even start and no other one serves."""
         slot.early_deaths = slot.early_deaths + 1 if early else 0
         serving = self._phase is Phase.SERVING and any(slot.ready for slot in self._crew.slots)
         if slot.early_deaths >= self._timing.early_deaths_max and not (serving or self._changes.succession.busy):
-            raise BootError(1, _too_often(slot))
+            raise BootError(1, died_too_often(slot))
         return self._timing.respawn_delay_s(slot.young_deaths) * random.uniform(0.75, 1.25)
 
     def _replace(self, now: float) -> None:
@@ -350,7 +350,7 @@ class Supervisor:
 
     def _drain(self) -> None:
         """Nothing new is accepted, here or by the workers; whoever has not started yet has nothing to finish."""
-        if self._phase not in (Phase.STARTING, Phase.SERVING):
+        if self._phase.ends:
             return
         log(INFO, "forwarder drains", timeout_s=self._settings.drain_timeout_s)
         self._end(Phase.DRAINING, self._settings.drain_timeout_s + self._timing.drain_margin_s)
@@ -397,7 +397,3 @@ class Supervisor:
         self._worker_lines.close()
         self._signals.close()
         self._selector.close()
-
-
-def _too_often(slot: Slot) -> str:
-    return f"worker {slot.index} died {slot.early_deaths} times in a row before it was ready"

@@ -23,10 +23,6 @@ class Rates:
     in_bps: float | None = None
     out_bps: float | None = None
 
-    @property
-    def both_bps(self) -> float:
-        return (self.in_bps or 0.0) + (self.out_bps or 0.0)
-
 
 @dataclass(slots=True)
 class Past:

@@ -290,3 +290,11 @@ def test_bounds_of_the_table_are_asserted() -> None:
     for slot, most in ((256, 1), (-1, 1), (0, 0), (0, conversations.MAX_CONVERSATIONS + 1)):
         with pytest.raises(AssertionError):
             Table(slot=slot, most=most)
+
+
+def test_conversation_of_another_worker_counts_as_inherited() -> None:
+    table: Conversations[str] = Conversations(0, 0, 2, 1_000_000, lambda _: None)
+    table.accept(1, "handed on", 0, inherited=True)
+    table.adopt(2, b"source", "its owner has gone", 0)
+    assert table.accept(3, "no room", 0, inherited=True) is None
+    assert (table.opened, table.inherited, table.refused) == (2, 2, 1)

@@ -60,7 +60,7 @@ class Place:
 @pytest.fixture
 def place() -> Iterator[Place]:
     port = free_port()
-    child = MetricsChild(settings(port))
+    child = MetricsChild(settings(port), time.monotonic())
     lines, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         child.open()
@@ -93,6 +93,26 @@ def test_address_that_cannot_be_had_changes_nothing(place: Place) -> None:
         assert refused.value.code == 69
     place.turn()
     assert place.serves(place.port)
+
+
+def test_address_that_was_taken_during_an_upgrade_is_had_by_the_next_reload() -> None:
+    lines, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    child = MetricsChild(settings(port), time.monotonic())
+    try:
+        child.begin_again(0.0, sender, None)
+        taken.close()
+        place = Place(child, port)
+        place.turn()
+        assert not place.serves(port)
+        child.reconfigure(settings(port))
+        assert place.serves(port)
+    finally:
+        taken.close()
+        child.close()
+        lines.close()
+        sender.close()
 
 
 def test_child_that_dies_again_and_again_comes_back_later_each_time(place: Place) -> None:

@@ -219,6 +219,15 @@ def test_second_stripe_is_not_spared_without_loss_or_where_stripes_are_few() -> 
     assert lineup.for_small() is not None and lineup.for_copy() is None
 
 
+def test_second_stripe_serves_bulk_again_when_loss_is_over() -> None:
+    carriers, lineup = lossy_lineup(SPARED_TWO)
+    carriers[-1].info.loss = 0.0
+    lineup.on_time(0, 0.0)
+    lineup.on_light(NOW_US)
+    assert as_carrier(lineup.for_small()) is carriers[0] and lineup.for_copy() is None
+    assert as_carrier(lineup.with_room(True)) is carriers[1]
+
+
 def test_second_stripe_that_stalls_gets_no_copies_and_follows_on_the_first() -> None:
     carriers, lineup = lossy_lineup(SPARED_TWO)
     carriers[1].stalled = True

@@ -52,8 +52,8 @@ class Conversation(Generic[State]):
 class Conversations(Generic[State]):
     """The table. Lookups are those of a dict; the rest is O(1) amortised, and bounded for any one call.
 
-    by_source, by_id: the conversation, or None. opened, expired, evicted (closed for a new one) and refused (there were
-    too many, all busy) count.
+    by_source, by_id: the conversation, or None. opened, of them inherited (which another worker has counted, too),
+    expired, evicted (closed for a new one) and refused (there were too many, all busy) count.
     """
 
     __slots__ = (
@@ -71,6 +71,7 @@ class Conversations(Generic[State]):
         "by_source",
         "evicted",
         "expired",
+        "inherited",
         "opened",
         "refused",
     )
@@ -93,7 +94,7 @@ class Conversations(Generic[State]):
         self._tick_us = max(1, duration_us // TICKS)
         self._buckets: dict[int, OrderedDict[int, Conversation[State]]] = {}
         self._ticks: list[int] = []  # the keys of the buckets, a heap
-        self.opened = self.expired = self.evicted = self.refused = 0
+        self.opened = self.inherited = self.expired = self.evicted = self.refused = 0
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -114,10 +115,13 @@ class Conversations(Generic[State]):
             self._by_source[key] = conversation
         return conversation
 
-    def accept(self, number: int, state: State, now_us: int) -> Conversation[State] | None:
-        """The conversation that the other end has named `number`, which is not open; None as for `open`."""
+    def accept(self, number: int, state: State, now_us: int, *, inherited: bool = False) -> Conversation[State] | None:
+        """The conversation that the other end has named `number`, which is not open; None as for `open`. `inherited`:
+        from another worker."""
         assert number not in self._by_id
-        return self._add(number, b"", state, now_us)
+        conversation = self._add(number, b"", state, now_us)
+        self.inherited += inherited and conversation is not None
+        return conversation
 
     def adopt(self, number: int, key: bytes, state: State, now_us: int) -> Conversation[State] | None:
         """A conversation of source `key` that another worker has named; None as for `open`."""
@@ -125,6 +129,7 @@ class Conversations(Generic[State]):
         conversation = self._add(number, key, state, now_us) if number not in self._by_id else None
         if conversation is not None:
             self._by_source[key] = conversation
+            self.inherited += 1
         return conversation
 
     def _add(self, number: int, key: bytes, state: State, now_us: int) -> Conversation[State] | None:

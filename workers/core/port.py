@@ -288,11 +288,6 @@ class Port(Watched):
     # Doubts
 
     @property
-    def is_lossy(self) -> bool:
-        """Whether the port is suspended for its loss."""
-        return self._lossy_until_us > 0
-
-    @property
     def is_answering(self) -> bool:
         """Whether nothing but loss is held against the port."""
         return not (self._is_late or self._reset_us)

@@ -42,14 +42,12 @@ def cut(head: Bytes, payload: memoryview, size: int) -> bytearray:
     count = -(-total // size) if total else 1
     blank = bytearray(head)
     _HALF.pack_into(blank, tcp + _CHECKSUM_AT, 0)
-    (sequence,) = _WORD.unpack_from(blank, tcp + 4)
-    (number,) = _HALF.unpack_from(blank, 4)
+    (sequence,), (number,) = _WORD.unpack_from(blank, tcp + 4), _HALF.unpack_from(blank, 4)
     last_flags = blank[tcp + _FLAGS_AT]
     blank[tcp + _FLAGS_AT] = flags = last_flags & ~_ENDS
     _WORD.pack_into(blank, tcp + 4, 0)
     if is_ipv4:
-        _HALF.pack_into(blank, 2, 0)
-        _HALF.pack_into(blank, 4, 0)
+        _LENGTH_AND_NUMBER.pack_into(blank, 2, 0, 0)
         _HALF.pack_into(blank, 10, 0)
     ip_sum = _from_bytes(blank[:tcp]) % _MODULUS
     tcp_sum = (_from_bytes(blank[tcp:]) + _from_bytes(blank[tcp - (8 if is_ipv4 else 32) : tcp]) + TCP) % _MODULUS

@@ -70,7 +70,7 @@ class Lineup:
             self._aside.remove(stripe)
         if stripe in self._express:
             self._express.remove(stripe)
-        elif len(self._stripes) < EXPRESS_STRIPES:
+        if len(self._stripes) < EXPRESS_STRIPES:
             self._release()
 
     def next_in_line(self, most: int) -> list[Stripe]:
@@ -207,7 +207,9 @@ class Lineup:
         self._light_us = now_us
         count = len(self._stripes)
         wanted = (count >= EXPRESS_STRIPES) + (count >= SPARED_TWO and self._is_lossy)
-        if len(self._express) < wanted and now_us - self._heavy_us < TOGETHER_US:
+        if len(self._express) > wanted:
+            self.make_ready(self._express.pop())
+        elif len(self._express) < wanted and now_us - self._heavy_us < TOGETHER_US:
             free = [each for each in self._stripes.values() if not is_stalled(each) and each not in self._express]
             if len(free) + len(self._express) >= EXPRESS_STRIPES:
                 express = min(free, key=lambda each: (each.slow, each.info.unacked_bytes if each.info else 0))

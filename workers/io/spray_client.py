@@ -366,7 +366,7 @@ class SprayClientEnd:
         totals = TunnelTotals(self.tunnel.name, "spray")
         add_spray_session(totals, self.session)
         add_wires(totals, self._diallers.values())
-        totals.flows_open, totals.flows_total = len(table), table.opened
+        totals.flows_open, totals.flows_total = len(table), table.opened - table.inherited
         totals.flows_refused, totals.flows_evicted = table.refused, table.evicted
         totals.drop("receiver", self._sender.undelivered)
         totals.drop("too_large", self._sender.too_large)

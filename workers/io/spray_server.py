@@ -150,9 +150,8 @@ class SprayServerEnd:
     def let_go(self, carrier: int, now_us: int) -> None:
         """Close what came in by that port, which others read from now on."""
         for each in self.carriers_of(carrier):
-            each.send_control(
-                CLOSE_INNER, now_us
-            )  # and once more in `remove`: until it comes, what is sent here is lost
+            # And once more in `remove`: until it comes, what is sent here is lost.
+            each.send_control(CLOSE_INNER, now_us)
             for session in self._sessions.values():
                 if session.carriers.get(each.index) is each:
                     session.remove(each, now_us)
@@ -228,9 +227,8 @@ class SprayServerEnd:
             return session
         if not self._has_place(key_index):
             return None
-        session = self._sessions[number] = ServerSpraySession(
-            self.context, self.tunnel, number, key_index, self._buffers
-        )
+        session = ServerSpraySession(self.context, self.tunnel, number, key_index, self._buffers)
+        self._sessions[number] = session
         session.key_id = keys[key_index].key_id
         session.deliver = lambda conversation, size, payload, now_us: self.targets.deliver(
             session, conversation, size, payload, now_us
@@ -322,9 +320,8 @@ class SprayServerEnd:
         self.door.close()
         _close(self._held)
         self._held.clear()
-        for ports in (self.udp, self.tcp):
-            if ports is not None:
-                ports.close()
+        for ports in self._wires:
+            ports.close()
 
     def sessions(self) -> Iterator[ServerSpraySession]:
         """The sessions of this tunnel."""
@@ -360,7 +357,7 @@ class SprayServerEnd:
             totals.drop(reason, count)
         for reason in ("no_port", "exchange"):
             totals.drop(reason, 0)
-        totals.flows_open, totals.flows_total = len(table), table.opened
+        totals.flows_open, totals.flows_total = len(table), table.opened - table.inherited
         totals.flows_refused, totals.flows_evicted = table.refused, table.evicted
         totals.handshakes_refused, totals.moved = self.door.refused, self.door.moved
         totals.strangers = len(self.door)

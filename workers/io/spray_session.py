@@ -39,10 +39,11 @@ def jitter() -> float:
 
 
 class SpraySession:
-    """`carriers` are this worker's, by index. The tunnel sets the three hooks.
+    """`carriers` are this worker's, by index. The tunnel sets the hooks.
 
     deliver(conversation, size, payload, now_us): datagrams of `size` bytes, the last perhaps shorter, for the
-    application; False if another worker was given them. lost(carrier): a port is gone. room(): what waited has left.
+    application; False if another worker was given them. lost(carrier): a port is gone. unknown(carrier, records, start,
+    end, now_us): payload of which nothing opened. room(): what waited has left.
     """
 
     def __init__(self, context: Context, tunnel: SprayTunnel, number: int, key_index: int, buffers: SprayBuffers):

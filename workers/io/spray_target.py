@@ -202,9 +202,11 @@ class Targets:
             return None
         return self._adopt(session, conversation, sock, now_us)
 
-    def _adopt(self, session: SpraySession, conversation: int, sock: socket.socket, now_us: int) -> TargetFlow | None:
+    def _adopt(
+        self, session: SpraySession, conversation: int, sock: socket.socket, now_us: int, *, inherited: bool = False
+    ) -> TargetFlow | None:
         flow = TargetFlow(session, conversation, sock, self.context.loop.io(sock.fileno(), READ))
-        opened = self.table.accept(session.number << 32 | conversation, flow, now_us)
+        opened = self.table.accept(session.number << 32 | conversation, flow, now_us, inherited=inherited)
         if opened is None:
             self.warn("too many conversations")
             flow.watcher.close()
@@ -350,7 +352,7 @@ class Targets:
             if self.table.by_id(number << 32 | conversation) is not None:
                 sock.close()
             else:
-                self._adopt(session, conversation, sock, clock_us())
+                self._adopt(session, conversation, sock, clock_us(), inherited=True)
             return
         old = self._foreign.get(number << 32 | conversation)
         if old is not None:

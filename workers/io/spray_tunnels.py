@@ -57,4 +57,6 @@ class SprayMaker:
                 sock.close()
         if context.has_ports:
             end.take_ports()
+        elif context.in_charge:
+            end.begin()
         return end

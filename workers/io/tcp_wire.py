@@ -253,15 +253,9 @@ class TcpPorts:
         self._handshakes: OrderedDict[bytes, _Handshake] = OrderedDict()
         self._closed = False
         self.unseen = 0
+        ports = tuple(self._carriers)
         self._wires = RawWires(
-            context,
-            tunnel,
-            "server",
-            tuple(self._carriers),
-            self._on_unknown,
-            self._on_ownerless,
-            self._on_time,
-            record,
+            context, tunnel, "server", ports, self._on_unknown, self._on_ownerless, self._on_time, record
         )
         self._hops = NextHops(self._wires)
         try:

@@ -66,8 +66,8 @@ class TunnelTotals(msgspec.Struct, array_like=True):
     sessions that went on after all their stripes had gone. handshakes_refused, and unseen (whose begin the capture
     missed); records that were rejected (forged or damaged) or replayed, bytes in which no record opened; moved: ports
     whose client has a new address; forgotten: strangers; window_waits: runs that had to wait for the other end's
-    window. dropped: datagrams by reason. Now: sessions (of several workers'
-    workers have the same ones: the most that one has), flows_open, strangers.
+    window. dropped: datagrams by reason. Now: sessions (several workers have the same ones: the most that one has),
+    flows_open, strangers.
     """
 
     name: str
