@@ -60,6 +60,8 @@ class Changes:
         self._wishes: deque[Wish] = deque()
         self._silent_reload = Wish(partial(self._begin_reload, None))
         self._departure = Wish(self._depart)
+        self._steps = Wish(self._step)
+        self._more = 0
 
     # What may be wished for
 
@@ -76,8 +78,10 @@ class Changes:
             self.upgrade.begin()
 
     def wish_workers(self, more: int) -> None:
-        """So many more than there are then."""
-        self._wishes.append(Wish(partial(self._step, more)))
+        """So many more than there are then. What waits adds up to one change, for each takes a generation."""
+        self._more += more
+        if self._steps not in self._wishes:
+            self._wishes.append(self._steps)
 
     # A turn
 
@@ -139,12 +143,14 @@ class Changes:
         else:
             self.upgrade.stay("workers of earlier generations have not left yet")
 
-    def _step(self, more: int) -> None:
-        size = self._crew.serving.size + more
-        if 1 <= size <= WORKERS_MAX:
-            self._resize(size, self._crew.running.settings.workers)
-        else:
-            log(WARNING, "the number of workers stays", workers=self._crew.serving.size, most=WORKERS_MAX)
+    def _step(self) -> None:
+        size, more = self._crew.serving.size, self._more
+        self._more = 0
+        wanted = min(max(size + more, 1), WORKERS_MAX)
+        if wanted != size:
+            self._resize(wanted, self._crew.running.settings.workers)
+        elif more:
+            log(WARNING, "the number of workers stays", workers=size, most=WORKERS_MAX)
 
     def _resize(self, size: int, file_before: int) -> None:
         """file_before: the file's number of workers, to compare the next file with if this fails."""

@@ -147,7 +147,7 @@ class _Loader:
         try:
             if name is not None:
                 _ = by_id(int(name)) if name.isdecimal() else by_name(name)
-        except (KeyError, OverflowError):
+        except (KeyError, ValueError, OverflowError):  # ValueError: a null byte, or thousands of digits
             raise self._mistake(key, f"a {key} of this host", shown(name)) from None
 
     def _key(self, where: str, auth: Auth, tunnels: frozenset[str] | None = None) -> Key:

@@ -37,6 +37,7 @@ Name = Annotated[
     ),
 ]
 Path = Annotated[str, Meta(pattern=r"\A[^\0]+\Z", description="a path")]
+CaptureFile = Annotated[str, Meta(pattern=r"\A(?!(?s:.*/)?\.{0,2}\Z)[^\0]+\Z", description="the path of a file")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
 Workers = Annotated[int, Meta(ge=0, le=64, description="a number from 0 to 64 (0: one per usable core)")]
 DialRate = Annotated[float, Meta(ge=0.1, le=100000, description="a number of dials a second from 0.1 to 100000")]
@@ -174,7 +175,7 @@ class SprayTable(Table, frozen=True, kw_only=True, tag_field="mode", tag="spray"
     keepalive: Interval | None = None
     copies: Copies | None = None
     mtu: Mtu | None = None
-    capture: Path | None = None
+    capture: CaptureFile | None = None
     capture_max: CaptureSize | None = None
 
 

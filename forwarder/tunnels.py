@@ -168,6 +168,8 @@ def _check_captures(file: Path, tables: Sequence[ClientTunnel | ServerTunnel]) -
     first: dict[str, int] = {}
     for index, table in enumerate(tables):
         name = _capture(file, table) if isinstance(table, SprayTable) else None
+        if name is not None and not Path(name).suffix:
+            name += ".pcap"  # as the worker does
         if name is not None and first.setdefault(name, index) != index:
             taken = f"{shown(name)} as in tunnel[{first[name] + 1}]"
             raise ConfigError.mistake(file, f"{key_of_tunnel(index, table.name)}.capture", "a file of its own", taken)

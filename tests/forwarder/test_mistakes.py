@@ -79,6 +79,7 @@ REPLACED = [
             ('pin = "no"', 'pin: expected true or false, found "no"'),
             ('user = ""', 'user: expected a name, found ""'),
             ('user = "no such user"', 'user: expected a user of this host, found "no such user"'),
+            (r'user = "\u0000"', r'user: expected a user of this host, found "\u0000"'),
             ('group = "no such group"', 'group: expected a group of this host, found "no such group"'),
             ('user = "99999999999999999999"', 'user: expected a user of this host, found "99999999999999999999"'),
             ("control = 1", "control: expected a table [control], found 1"),
@@ -263,6 +264,8 @@ REPLACED_SPRAY = [
         for role in ("client", "server")
         for line, message in [
             ('type = "icmp"', 'type: expected "tcp", "udp" or "all", found "icmp"'),
+            ('capture = "/"', 'capture: expected the path of a file, found "/"'),
+            ('capture = "a/.."', 'capture: expected the path of a file, found "a/.."'),
             ('dev = ""', f'dev: {DEVICE} ""'),
             ('dev = "a/b"', f'dev: {DEVICE} "a/b"'),
             ('dev = "eth0 "', f'dev: {DEVICE} "eth0 "'),

@@ -216,6 +216,18 @@ def test_more_and_fewer_workers(rig: Rig) -> None:
     rig.assert_nothing_left()
 
 
+def test_steps_that_wait_become_one_change(rig: Rig) -> None:
+    process = rig.start(behaviour={"2": "late"})
+    process.send_signal(signal.SIGTTIN)
+    wait_until(lambda: rig.events("born", 2), "a late one")
+    for signum in (signal.SIGTTIN, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTTIN):
+        process.send_signal(signum)
+        time.sleep(0.05)
+    os.kill(rig.events("born", 2)[0]["pid"], signal.SIGKILL)
+    wait_until(lambda: retired(rig, 5), "five workers")
+    assert {line["workers"] for line in rig.events("born")} == {2, 3, 5}
+
+
 def test_reload_changes_the_number_of_workers(rig: Rig) -> None:
     rig.start()
     rig.change(workers=3)
