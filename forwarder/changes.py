@@ -61,7 +61,7 @@ class Changes:
         self._silent_reload = Wish(partial(self._begin_reload, None))
         self._departure = Wish(self._depart)
         self._steps = Wish(self._step)
-        self._more = 0
+        self._size = 0
 
     # What may be wished for
 
@@ -78,9 +78,14 @@ class Changes:
             self.upgrade.begin()
 
     def wish_workers(self, more: int) -> None:
-        """So many more than there are then. What waits adds up to one change, for each takes a generation."""
-        self._more += more
-        if self._steps not in self._wishes:
+        """So many more than there are, or are to be. What waits is one change, for each takes a generation."""
+        waits = self._steps in self._wishes
+        size = (self._size if waits else self.succession.size) + more
+        if not 1 <= size <= WORKERS_MAX:
+            log(WARNING, "the number of workers stays", workers=size - more, most=WORKERS_MAX)
+            return
+        self._size = size
+        if not waits:
             self._wishes.append(self._steps)
 
     # A turn
@@ -144,13 +149,8 @@ class Changes:
             self.upgrade.stay("workers of earlier generations have not left yet")
 
     def _step(self) -> None:
-        size, more = self._crew.serving.size, self._more
-        self._more = 0
-        wanted = min(max(size + more, 1), WORKERS_MAX)
-        if wanted != size:
-            self._resize(wanted, self._crew.running.settings.workers)
-        elif more:
-            log(WARNING, "the number of workers stays", workers=size, most=WORKERS_MAX)
+        if self._size != self._crew.serving.size:
+            self._resize(self._size, self._crew.running.settings.workers)
 
     def _resize(self, size: int, file_before: int) -> None:
         """file_before: the file's number of workers, to compare the next file with if this fails."""

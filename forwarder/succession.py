@@ -29,6 +29,11 @@ class Succession:
     def busy(self) -> bool:
         return self._next is not None
 
+    @property
+    def size(self) -> int:
+        """How many workers serve, or are to serve next."""
+        return (self._next or self._crew.serving).size
+
     def begin(self, size: int, before: Running) -> None:
         """Forks the next generation. before: what was in effect, and is again if this fails."""
         self._before = before
