@@ -7,6 +7,7 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -207,6 +208,9 @@ def test_lab_without_root() -> None:
                 break
     else:
         pytest.skip("nobody cannot run Python on this tree")
+    mode = os.stat(os.devnull).st_mode
+    if mode & 0o006 != 0o006:
+        pytest.skip(f"{os.devnull} is {stat.filemode(mode)}: nobody cannot write there")
     done = run(python, "-c", TRANSFER)
     if done.stdout.startswith("refused: "):
         pytest.skip(done.stdout.strip())

@@ -144,6 +144,7 @@ def wait_for_more(exchanges: list[Exchange], seen: list[int], timeout_s: float) 
         time.sleep(0.01)
 
 
+@pytest.mark.alone
 def test_rotation_under_load_changes_every_stripe_and_stops_nothing(link: Lab) -> None:
     with Pair(link, workers=(2, 2), client_tunnel='rotate_after = "1s"') as pair, Traffic(pair) as traffic:
         before = local_ends(pair)
@@ -153,5 +154,5 @@ def test_rotation_under_load_changes_every_stripe_and_stops_nothing(link: Lab) -
             traffic.wait([exchange], 30)
         assert exchange.outcome == WHOLE, f"{exchange}{pair.logs()}"
         print(f"longest pause {progress.longest_s:.2f} s")
-        assert progress.longest_s < 0.5
+        assert progress.longest_s < STALL_S / 2
         assert not before & local_ends(pair)
