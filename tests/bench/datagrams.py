@@ -19,7 +19,7 @@ from tests.bench.limited import workers_text
 from tests.bench.measure import BenchError, Meter, Others, flow, programs_missing, wait_listening
 from tests.bench.section import Section
 from tests.bench.table import Column, Row, Table
-from tests.bench.trips import Place, trips
+from tests.bench.trips import trips
 from tests.bench.ways import Between, Way
 from tests.netlab import Lab
 from tests.system.kcptun import ENTRANCE, PROGRAMS, Kcptun
@@ -171,7 +171,7 @@ def once(lab: Lab, contender: Contender, *, seconds: int, direct_bps: float) -> 
 
 
 def _stream(lab: Lab, between: Between, seconds: int) -> Result:
-    trip = trips(lab, between, (Place.OWN,), idle_s=ASK_S, loaded_s=LOADED_S)[Place.OWN, False]
+    trip = trips(lab, between, idle_s=ASK_S, loaded_s=LOADED_S).idle
     found = flow(lab, between.target, ways.SERVICE_PORT, seconds=seconds, relays=between.pids)
     return Result(found.bits_per_s, None, trip.p50_us, found.cpu_s_per_gb, found.others_cores)
 

@@ -10,7 +10,7 @@ from tests.bench.limited import workers_text
 from tests.bench.measure import WARM_UP_S, Flow, flow, programs_missing
 from tests.bench.section import Section
 from tests.bench.table import Column, Row, Table
-from tests.bench.trips import LOAD_S, Place, Trips, trips
+from tests.bench.trips import LOAD_S, Trips, trips
 from tests.bench.ways import Way
 from tests.netlab import Lab
 
@@ -26,15 +26,13 @@ IDLE_S, LOADED_S = 2, 4
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`row` is its name for the command line. `program` has to be there; `few` is what its stripes are compared to.
-    `places` is where a stream of it can be."""
+    """`row` is its name for the command line. `program` has to be there; `few` is what its stripes are compared to."""
 
     row: str
     name: str
     way: Way
     program: str = "iperf3"
     few: str = ""
-    places: tuple[Place, ...] = (Place.OWN,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +57,8 @@ def contenders(congestion: str) -> list[Contender]:
     shapes = [(count, workers) for workers in WORKERS for count in COUNTS]
     for count, workers in [*shapes, *((FEW, workers) for workers in MANY_WORKERS)]:
         few = _name(FEW, workers) if count != FEW else _name(FEW, WORKERS[0]) if workers in MANY_WORKERS else ""
-        places = tuple(Place) if workers > count else (Place.OWN,)
         way = ways.forwarder(count, workers, congestion)
-        found.append(Contender(f"{count}x{workers}", _name(count, workers), way, few=few, places=places))
+        found.append(Contender(f"{count}x{workers}", _name(count, workers), way, few=few))
     return found
 
 
@@ -83,15 +80,13 @@ def once(lab: Lab, way: Way, *, seconds: int) -> Flow:
 def once_with_trips(lab: Lab, contender: Contender, *, seconds: int) -> Result:
     """The same, after round trips."""
     with contender.way(lab) as between:
-        found = trips(lab, between, contender.places, idle_s=IDLE_S, loaded_s=LOADED_S)
+        found = trips(lab, between, idle_s=IDLE_S, loaded_s=LOADED_S)
         return Result(flow(lab, between.target, ways.SERVICE_PORT, seconds=seconds, relays=between.pids), found)
 
 
 def duration_s(wanted: Sequence[Contender], rounds: int, seconds: int) -> float:
     """About how long the tables take."""
-    return rounds * sum(
-        WARM_UP_S + seconds + 4 + len(each.places) * (IDLE_S + LOAD_S + LOADED_S + 2) for each in wanted
-    )
+    return rounds * len(wanted) * (WARM_UP_S + seconds + 4 + IDLE_S + LOAD_S + LOADED_S + 2)
 
 
 def tables(wanted: Sequence[Contender], congestion: str, section: Section) -> list[Table]:
@@ -115,7 +110,7 @@ def tables(wanted: Sequence[Contender], congestion: str, section: Section) -> li
 
 
 def _show(result: Result) -> str:
-    idle, loaded = result.trips[Place.OWN, False], result.trips[Place.OWN, True]
+    idle, loaded = result.trips
     return (
         f"{result.flow.bits_per_s / 1e9:.2f} Gbit/s, {result.flow.cpu_s_per_gb:.2f} CPU s/GB, "
         f"p50 {idle.p50_us:.0f} µs, p99 beside bulk {loaded.p99_us:.0f} µs"
@@ -126,13 +121,11 @@ def _tabulate(present: list[Contender], results: list[Round], congestion: str, s
     speed = (
         f"One iperf3 connection; {congestion} on every connection; {section.seconds} s, {section.median}"
         f", ratios within a round. CPU (seconds per 1e9 bytes) and memory (PSS, the most seen) are of all relay "
-        f"processes of both ends. Workers are at each end; those of 4 and 8 are compared to 1; one "
-        f"stripe with 2 is the stream's own worker's or not, as it comes. Only forwarder encrypts."
+        f"processes of both ends. Workers are at each end; those of 4 and 8 are compared to 1. Only forwarder encrypts."
     )
     trip = (
         f"64 bytes there and back, one after the other; idle, and while another connection through the same relay "
-        f"sends what it can. The stripe is the stream's own worker's, or frames cross the mesh between workers. "
-        f"{section.median.capitalize()}, {IDLE_S} s and {LOADED_S} s each; ratios within a round."
+        f"sends what it can. {section.median.capitalize()}, {IDLE_S} s and {LOADED_S} s each; ratios within a round."
     )
     return [
         Table(
@@ -149,7 +142,7 @@ def _tabulate(present: list[Contender], results: list[Round], congestion: str, s
             "Round trip",
             trip,
             _trip_columns(),
-            [_trip_row(each, place, results) for each in present for place in each.places],
+            [_trip_row(each, results) for each in present],
             [],
             section.others_cores,
         ),
@@ -172,7 +165,6 @@ def _speed_columns() -> list[Column]:
 def _trip_columns() -> list[Column]:
     return [
         Column("through", "through"),
-        Column("place", "stripe"),
         Column("idle_p50_us", "idle p50 µs", 0),
         Column("idle_to_haproxy", "to haproxy", 2),
         Column("idle_p99_us", "p99 µs", 0),
@@ -185,14 +177,12 @@ def _trip_columns() -> list[Column]:
 Value = Callable[[Result], float]
 
 
-def _middle(
-    results: list[Round], name: str, value: Value, reference: str = "", divisor: Value | None = None
-) -> float | None:
+def _middle(results: list[Round], name: str, value: Value, reference: str = "") -> float | None:
     """The median over rounds, of the ratio to the reference in the same round if there is one."""
     found = []
     for each in results:
         if name in each and (not reference or reference in each):
-            base = (divisor or value)(each[reference]) if reference else 1.0
+            base = value(each[reference]) if reference else 1.0
             if base:
                 found.append(value(each[name]) / base)
     return median(found) if found else None
@@ -219,22 +209,14 @@ def _speed_row(contender: Contender, results: list[Round]) -> Row:
     }
 
 
-def _trip_row(contender: Contender, place: Place, results: list[Round]) -> Row:
-    def p50(where: Place, loaded: bool) -> Value:
-        return lambda result: result.trips[where, loaded].p50_us
-
-    def p99(where: Place, loaded: bool) -> Value:
-        return lambda result: result.trips[where, loaded].p99_us
-
+def _trip_row(contender: Contender, results: list[Round]) -> Row:
     middle = partial(_middle, results, contender.name)
-    ours = contender.way not in (ways.direct, ways.haproxy, ways.socat)
     return {
         "through": contender.name,
-        "place": place.value if ours else None,
-        "idle_p50_us": middle(p50(place, False)),
-        "idle_to_haproxy": middle(p50(place, False), HAPROXY, p50(Place.OWN, False)),
-        "idle_p99_us": middle(p99(place, False)),
-        "loaded_p50_us": middle(p50(place, True)),
-        "loaded_p99_us": middle(p99(place, True)),
-        "loaded_to_haproxy": middle(p99(place, True), HAPROXY, p99(Place.OWN, True)),
+        "idle_p50_us": middle(lambda result: result.trips.idle.p50_us),
+        "idle_to_haproxy": middle(lambda result: result.trips.idle.p50_us, HAPROXY),
+        "idle_p99_us": middle(lambda result: result.trips.idle.p99_us),
+        "loaded_p50_us": middle(lambda result: result.trips.loaded.p50_us),
+        "loaded_p99_us": middle(lambda result: result.trips.loaded.p99_us),
+        "loaded_to_haproxy": middle(lambda result: result.trips.loaded.p99_us, HAPROXY),
     }

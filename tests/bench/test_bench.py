@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -19,7 +18,7 @@ from tests.bench.measure import BUSY_CORES, BenchError, Flow, Meter, _received
 from tests.bench.section import ATTEMPTS, Section
 from tests.bench.speed import Result
 from tests.bench.table import Column, Row, Table, read_json, write_json, write_markdown
-from tests.bench.trips import Place, Trip, landed
+from tests.bench.trips import Trip, Trips
 from tests.netlab import RunVoid
 
 ENDS = (sys.executable, "-m", "tests.bench.ends")
@@ -92,23 +91,18 @@ def test_loss_is_compared_to_one_connection() -> None:
 
 
 def result(mbit_s: float, idle_us: float) -> Result:
-    trips = {
-        (place, loaded): Trip(idle_us * (1 + loaded + (place is Place.MESH)), 10 * idle_us)
-        for place in Place
-        for loaded in (False, True)
-    }
-    return Result(flow(mbit_s), trips)
+    return Result(flow(mbit_s), Trips(Trip(idle_us, 10 * idle_us), Trip(2 * idle_us, 10 * idle_us)))
 
 
 def speed_tables() -> list[Table]:
     contenders = [each for each in speed.contenders("cubic") if each.row in ("haproxy", "10x1", "1000x1", "1x2")]
-    few, many, mesh = (next(each.name for each in contenders if each.row == row) for row in ("10x1", "1000x1", "1x2"))
+    few, many, one = (next(each.name for each in contenders if each.row == row) for row in ("10x1", "1000x1", "1x2"))
     rounds = [
         {
             speed.HAPROXY: result(8000, 100),
             few: result(4000, 150),
             many: result(2000, 100),
-            mesh: result(1000, 120),
+            one: result(1000, 120),
         },
         {few: result(1, 1), many: result(1, 1)},
     ]
@@ -122,14 +116,13 @@ def test_speed_is_compared_in_the_same_round() -> None:
     assert rows["10 stripes, 1 worker"]["to_few"] is None
 
 
-def test_round_trips_across_the_mesh_have_a_row_of_their_own() -> None:
+def test_round_trips_are_compared_in_the_same_round() -> None:
     rows = speed_tables()[1].rows
-    assert [(row["through"], row["place"], row["idle_to_haproxy"]) for row in rows] == [
-        (speed.HAPROXY, None, 1),
-        ("10 stripes, 1 worker", "own", 1.5),
-        ("1000 stripes, 1 worker", "own", 1),
-        ("1 stripe, 2 workers", "own", 1.2),
-        ("1 stripe, 2 workers", "mesh", 2.4),
+    assert [(row["through"], row["idle_to_haproxy"]) for row in rows] == [
+        (speed.HAPROXY, 1),
+        ("10 stripes, 1 worker", 1.5),
+        ("1000 stripes, 1 worker", 1),
+        ("1 stripe, 2 workers", 1.2),
     ]
     assert rows[0]["loaded_p50_us"] == 200
 
@@ -157,17 +150,6 @@ def test_way_of_datagrams_without_its_program_is_left_out() -> None:
     part = section(rounds=0)
     assert datagrams.table([contender], part).rows == []
     assert part.left_out == ["Left out: a: no no-such-program here."]
-
-
-def status(streams: list[int], stripes: list[int]) -> dict[str, Any]:
-    workers = [{"id": number, "streams": count} for number, count in enumerate(streams)]
-    return {"workers": workers, "tunnels": [{"sessions": [{"carriers": [{"worker": each} for each in stripes]}]}]}
-
-
-def test_stream_is_at_its_own_worker_if_that_has_a_stripe() -> None:
-    assert landed(status([1, 0], [0]), status([2, 0], [0])) is Place.OWN
-    assert landed(status([1, 0], [0]), status([1, 1], [0])) is Place.MESH
-    assert landed(status([1, 0], [0, 1]), status([1, 1], [0, 1])) is Place.OWN
 
 
 def table(left_out: list[str], others_cores: float) -> Table:

@@ -101,7 +101,9 @@ class Worker:
             piece = Piece(data[HEADER_BYTES:]) if length else None
         now_us, stream, kept = simulation.loop.now_us, None, False
         if piece is not None and simulation.random.random() < PASSED_ON:
-            stream = self.share.receive_next(header, length, now_us)
+            stream = self.share.stream_of_next(header, length)
+            if stream is not None:
+                self.share.on_next(stream, length, now_us)
         if stream is None:
             kept = self.share.receive(header, data[HEADER_BYTES:], piece, length, now_us)
         if piece is not None and (kept or stream is not None):

@@ -48,12 +48,11 @@ def test_exhausted_pool_keeps_the_window() -> None:
 @pytest.mark.parametrize(("length", "blocked"), [(INITIAL_WINDOW // 2, False), (INITIAL_WINDOW // 2 + 1, True)])
 def test_frame_says_when_another_like_it_would_exceed_the_credit(length: int, blocked: bool) -> None:
     stream = Stream(frame.flow_id(frame.CLIENT, 0, 0, 1, 0), 1, CreditPool(1 << 30), CAP, 0)
-    stream.add_data(length, 0)
     assert stream.is_blocked_after(length) is blocked
 
 
 def test_frame_says_when_it_is_the_last_that_may_be_sent() -> None:
     stream = Stream(frame.flow_id(frame.CLIENT, 0, 0, 1, 0), 1, CreditPool(1 << 30), CAP, 0)
     for number in range(1, INITIAL_FRAMES + 1):
-        stream.add_data(1, 0)
         assert stream.is_blocked_after(1) is (number == INITIAL_FRAMES)
+        stream.add_data(1, 0)

@@ -162,8 +162,9 @@ class Place:
         stream = self.share.streams.get(header.flow)
         if stream is None or stream in self.unread:
             return False
-        if self.share.receive_next(header, length, self.now_us) is not stream:
+        if self.share.stream_of_next(header, length) is not stream:
             return False
+        self.share.on_next(stream, length, self.now_us)
         assert stream not in self.ended and stream not in self.over, "delivered after the end"
         self.share.on_consumed(stream, length, 1, self.now_us)
         return True

@@ -116,7 +116,7 @@ def test_top_is_a_job_that_starts_in_the_background_and_stops_and_goes_on(file: 
     """The shell is one that runs commands as jobs."""
     shell = ["bash", "--norc", "--noprofile", "-i"]
     command = f"cd {ROOT}; {sys.executable} -m forwarder top -c {file}"
-    with PseudoTerminal(shell, 80, 24, PS1="prompt>", HISTFILE="/dev/null") as terminal:
+    with PseudoTerminal(shell, 80, 24, PS1="prompt>", HISTFILE="") as terminal:
         terminal.wait(lambda screen: "prompt>" in screen.written)
         terminal.press(f"{command} &\n")
         terminal.watch(1.0)

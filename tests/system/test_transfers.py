@@ -66,25 +66,52 @@ def test_transfer_both_ways_over_a_bad_link_is_whole(link: Link, family: int, wo
             assert way.corrupted
 
 
+def connect_before_the_stripe(pair: Pair, count: int, stack: ExitStack) -> list[Ends]:
+    """Connections from before there was a stripe, of which one worker gets the only one: some are the other's, who
+    accepts no more from then on. `pair` is not started yet."""
+    listener = stack.enter_context(pair.listen())
+    pair.start("client")
+    applications = [stack.enter_context(pair.connect(timeout=OPERATION_S)) for _ in range(count)]
+    pair.start("server")
+    ends: list[Ends] = []
+    for application in applications:
+        application.sendall(b"%02d" % len(ends))
+        ends.append((application, application))
+    for _ in range(count):
+        service = stack.enter_context(listener.accept()[0])
+        service.settimeout(OPERATION_S)
+        place = int(service.recv(2, socket.MSG_WAITALL))
+        ends[place] = applications[place], service
+    streams = [worker["streams"] for worker in pair.status("client")["workers"]]
+    assert all(streams), f"one worker got all the connections: {streams}"
+    return ends
+
+
 def test_worker_without_stripes_is_as_fast_as_its_neighbour() -> None:
     """One stripe, two workers: the window grows also in the worker that has no stripe and measures no round trip."""
     with (
         Lab(Link(delay_ms=25)) as lab,
-        Pair(lab, workers=(2, 2), somaxconn=1) as pair,
-        pair.listen() as listener,
+        Pair(lab, workers=(2, 2), somaxconn=1, start=False) as pair,
         ExitStack() as stack,
     ):
-        ends: list[Ends] = []
-        while not all(worker["streams"] for worker in pair.status("client")["workers"]):
-            assert len(ends) < 50, "one worker gets all the connections"
-            application = stack.enter_context(pair.connect(timeout=OPERATION_S))
-            service = stack.enter_context(listener.accept()[0])
-            service.settimeout(OPERATION_S)
-            ends.append((application, service))
+        ends = connect_before_the_stripe(pair, 12, stack)
         start = time.monotonic()
-        together(*(partial(exchange, *each, 5 << 20) for each in (ends[0], ends[-1])))
+        together(*(partial(exchange, *each, 5 << 20) for each in ends))
         took_s = time.monotonic() - start
     assert took_s < 10, "the window stayed small: 16 KiB a round trip would take 16 s"
+
+
+def test_connections_go_to_a_worker_that_has_a_stripe() -> None:
+    with Lab(emulate=False) as lab, Pair(lab, workers=(3, 3), somaxconn=1) as pair, ExitStack() as stack:
+        listener = stack.enter_context(pair.listen())
+        time.sleep(0.5)
+        for _ in range(30):
+            stack.enter_context(pair.connect(timeout=OPERATION_S))
+            stack.enter_context(listener.accept()[0])
+        (session,) = pair.tunnel("client")["sessions"]
+        owner = session["carriers"][0]["worker"]
+        workers = {worker["id"]: worker["streams"] for worker in pair.status("client")["workers"]}
+    assert workers == {number: 30 * (number == owner) for number in workers}
 
 
 @pytest.fixture
@@ -105,15 +132,11 @@ def instances(lab: Lab) -> Iterator[Instances]:
 def test_smallest_frames_and_windows_pass_whatever_the_other_end_has(lab: Lab, client: str, server: str) -> None:
     """One stripe and two workers: half of the frames cross the mesh."""
     with (
-        Pair(lab, workers=(2, 2), somaxconn=1, client_tunnel=client, server_tunnel=server) as pair,
-        pair.listen() as listener,
+        Pair(lab, workers=(2, 2), somaxconn=1, client_tunnel=client, server_tunnel=server, start=False) as pair,
+        ExitStack() as stack,
     ):
-        for seed in range(6):
-            with pair.connect(timeout=OPERATION_S) as application:
-                service, _ = listener.accept()
-                with service:
-                    service.settimeout(OPERATION_S)
-                    exchange(application, service, 1 << 20, seed)
+        for seed, (application, service) in enumerate(connect_before_the_stripe(pair, 12, stack)):
+            exchange(application, service, 1 << 19, seed)
         for end in ENDS:
             (session,) = pair.status(end)["tunnels"][0]["sessions"]
             assert session["resumes"] == session["reinjected_bytes"] == 0, "a stripe was lost"

@@ -124,26 +124,32 @@ class Sending:
         """Whether new data of `stream` need not wait for anything: nothing else is there to be sent."""
         return not (self.acks or self.resends or self.answers or self.turns or stream.flow in self._blocked)
 
-    def add_alone(self, stream: Stream, length: int, slot: int, header: memoryview) -> SentFrame:
-        """As `add_data`, for a stream that takes no part in the turns. Precondition: `may_send_alone`."""
-        kept = self._add(stream, length, slot, header)
+    def add_alone(self, stream: Stream, length: int, slot: int) -> SentFrame:
+        """As `add_data`, after `write_header`, for a stream that takes no part in the turns. Precondition:
+        `may_send_alone`."""
+        kept = self._add(stream, length, slot)
         self.virtual += length
         self.waiting.add(stream)
         return kept
 
     def add_data(self, stream: Stream, length: int, slot: int, header: memoryview) -> SentFrame:
         """Turn `length` bytes of the application, which stand behind `header` in `slot`, into a frame."""
-        kept = self._add(stream, length, slot, header)
+        self.write_header(stream, length, header)
+        kept = self._add(stream, length, slot)
         self.virtual += length // max(self.turns.waiting, 1)
         self.turns.charge(stream, length)
         return kept
 
-    def _add(self, stream: Stream, length: int, slot: int, header: memoryview) -> SentFrame:
-        kept = stream.add_data(length, slot)
+    def write_header(self, stream: Stream, length: int, header: memoryview) -> None:
+        """Begin the frame of the next `length` bytes of `stream`."""
         flags = 0 if stream.answered else frame.OPENING
         if stream.is_blocked_after(length):
             flags |= frame.BLOCKED
-        frame.HEADER.pack_into(header, 0, frame.DATA, flags, 0, stream.peer_serial, stream.flow, kept.offset)
+        offset = stream.sent.next_offset
+        frame.HEADER.pack_into(header, 0, frame.DATA, flags, 0, stream.peer_serial, stream.flow, offset)
+
+    def _add(self, stream: Stream, length: int, slot: int) -> SentFrame:
+        kept = stream.add_data(length, slot)
         self.bytes_out += length
         self.kept_bytes += length
         return kept

@@ -212,19 +212,20 @@ class SessionShare(Sending):
             self._note_unacked(stream, now_us)
         return True
 
-    def receive_next(self, header: Header, length: int, now_us: int) -> Stream | None:
-        """Take a DATA frame whose payload the caller delivers itself, at once; None where that is not possible.
-
-        It is for pieces that are the very next of their stream: then nothing has to be kept. Otherwise `receive` it.
+    def stream_of_next(self, header: Header, length: int) -> Stream | None:
+        """The stream of a DATA frame that is the very next there: its payload may be delivered at once and need not be
+        kept (`on_next`). None where that is not so: `receive` it.
         """
         stream = self.streams.get(header.flow)
         if stream is None or stream.state not in RECEIVE_OPEN or header.flags & frame.BLOCKED:
             return None
-        if not stream.take_next(header.offset, length):
-            return None
+        return stream if stream.is_next(header.offset, length) else None
+
+    def on_next(self, stream: Stream, length: int, now_us: int) -> None:
+        """What `stream_of_next` found is being delivered by the caller."""
+        stream.take_next(length)
         self.bytes_in += length
         self._note_unacked(stream, now_us)
-        return stream
 
     def _note_unacked(self, stream: Stream, now_us: int) -> None:
         if stream.ack_due():

@@ -135,8 +135,8 @@ class Stream:
         return kept
 
     def is_blocked_after(self, length: int) -> bool:
-        """Whether credit allows no other frame of that length."""
-        return self.credit - self.sent.next_offset < length or self.frames_sent >= self.frames_allowed
+        """Whether credit allows no other frame of that length after the next one, which has it as well."""
+        return self.credit - self.sent.next_offset < 2 * length or self.frames_sent + 1 >= self.frames_allowed
 
     def add_fin(self) -> SentFrame:
         """The application has ended its direction."""
@@ -161,23 +161,23 @@ class Stream:
         self.unacked_frames += 1
         return True
 
-    def take_next(self, offset: int, length: int) -> bool:
-        """Count a piece that is the very next, where none waits behind it; else False, and nothing was noted.
+    def is_next(self, offset: int, length: int) -> bool:
+        """Whether a piece is the very next, where none waits behind it, and within the credit."""
+        received, window = self.received, self.window
+        if offset != received.next_offset or received.pieces:
+            return False
+        return offset + length <= window.credit and self.frames_received < window.frames
+
+    def take_next(self, length: int) -> None:
+        """Count a piece for which `is_next` holds.
 
         The same as `take_data`, for a piece that need not be kept.
         """
-        received, window = self.received, self.window
-        end = offset + length
-        if offset != received.next_offset or received.pieces or end > window.credit:
-            return False
-        if self.frames_received >= window.frames:
-            return False
-        received.next_offset = end
+        received = self.received
+        self.highest = received.next_offset = received.next_offset + length
         self.frames_received += 1
-        self.highest = end
         self.unacked_bytes += length
         self.unacked_frames += 1
-        return True
 
     def take_fin(self, total: int) -> bool:
         """Take the peer's FIN; False for a duplicate. Raises RemoteProtocolError where it contradicts what came."""

@@ -17,7 +17,6 @@ from workers.io.endpoint import Endpoint
 from workers.io.exchange import Exchange, Guest, RemoteStripes
 from workers.io.hedging import Hedging
 from workers.io.lineup import Lineup
-from workers.io.memory import SCRATCH_BYTES
 from workers.io.stripe import Stripe
 from workers.shm.arena import Side
 from workers.shm.layout import EGRESS_BYTES, SLOT_BYTES
@@ -50,6 +49,8 @@ class Egress:
         self._ack_timer_active = False
         self._hedging = Hedging(context, share, exchange, self)
         self._next_turn = context.loop.timer(0)
+        self._spare = -1
+        self._spare_view = memoryview(b"")
 
     # Frames
 
@@ -65,7 +66,7 @@ class Egress:
 
         What `pump` would do in twice the time: a request or a keystroke comes alone.
         """
-        share, stream, memory = self._share, endpoint.stream, self._context.memory
+        share, stream = self._share, endpoint.stream
         if endpoint.expected_bytes > SMALL_BYTES or self._pumping or self._exchange.has_guests:
             return False
         stripe = self.lineup.at_hand()
@@ -73,26 +74,39 @@ class Egress:
         if (stripe is None and remote is None) or not share.may_send_alone(stream):
             return False
         size = stream.sendable(SMALL_BYTES) if stream.unacked_frames < PIGGYBACK_FRAMES else 0
-        slot = self._allocate(size) if size else -1
-        if slot < 0:
+        if not size or (self._spare < 0 and not self._take_spare()):
             return False
-        view = memory.arena.view(slot)
+        view = self._spare_view
         count = self._read(stream, view[frame.HEADER_BYTES : frame.HEADER_BYTES + size])
         if count <= 0:
-            memory.arena.release(slot)
             self.pump()
             return True
-        endpoint.expected_bytes = 4 * count
-        kept = share.add_alone(stream, count, slot, view)
+        slot, self._spare = self._spare, -1
+        share.write_header(stream, count, view)
         if stripe is not None:
-            stripe.send(view[: frame.HEADER_BYTES + count])
-            stripe.flush()
-            self._on_sent_alone(kept, stripe)
+            stripe.send_now(view[: frame.HEADER_BYTES + count])  # it is on its way before it is entered in the books
+            self._on_sent_alone(share.add_alone(stream, count, slot), stripe)
         elif remote is not None:
-            self.hand_kept(kept, remote)
-            self._context.mesh.flush()
+            kept = share.add_alone(stream, count, slot)
+            self._exchange.give_now(remote, slot, frame.HEADER_BYTES + count, stream.flow, kept.offset, kept.kind)
+            share.on_sent(kept, remote.handed, clock_us())
+        endpoint.expected_bytes = 4 * count
         self._hedging.arm()
+        self._take_spare()
         return True
+
+    def _take_spare(self) -> bool:
+        """Set a small slot aside for the next frame that comes alone: it should not wait for one."""
+        self._spare = self._allocate(SMALL_BYTES)
+        if self._spare >= 0:
+            self._spare_view = self._context.memory.arena.view(self._spare)
+        return self._spare >= 0
+
+    def on_time(self) -> None:
+        """Every 100 ms."""
+        if self._spare >= 0:
+            self._context.memory.arena.release(self._spare)
+            self._spare = -1
 
     def _on_sent_alone(self, kept: SentFrame, stripe: Stripe) -> None:
         share, now_us = self._share, clock_us()
@@ -105,13 +119,12 @@ class Egress:
 
     def pass_guest(self, guest: Guest) -> bool:
         """Send a small frame of another worker's at once, where nothing else is to be sent; False if something is."""
-        if guest.length > SCRATCH_BYTES or self._pumping or self._exchange.has_guests or self._share.has_work:
+        if self._pumping or self._exchange.has_guests or self._share.has_work:
             return False
         stripe = self.lineup.at_hand()
         if stripe is None:
             return False
-        self._exchange.send_guest(guest, stripe)
-        stripe.flush()
+        self._exchange.send_guest(guest, stripe, now=True)
         return True
 
     def _pump_later(self) -> None:
@@ -384,6 +397,7 @@ class Egress:
 
     def close(self) -> None:
         """Send nothing more."""
+        self.on_time()
         self._hedging.close()
         self._next_turn.close()
         if self._ack_timer is not None:

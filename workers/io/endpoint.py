@@ -124,21 +124,17 @@ class Endpoint:
         return not (self._out or self._writing or self.sock is None or self.closed)
 
     def send_now(self, view: memoryview) -> int:
-        """Give the socket bytes that stand in no piece; how many it took. Precondition: `takes_now`.
+        """Give the socket bytes that stand in no piece; how many it took, -1 for an error. Precondition: `takes_now`.
 
-        `view` may be a buffer that is used again. After an error the stream is reset, and all counts as taken.
+        `view` may be a buffer that is used again. What is consumed is the caller's to count.
         """
         assert self.sock is not None
         try:
-            sent = self.sock.send(view)
+            return self.sock.send(view)
         except BlockingIOError:
             return 0
         except OSError:
-            self.fail()
-            return len(view)
-        if sent == len(view):
-            self._owner.on_consumed(self, sent, 1)
-        return sent
+            return -1
 
     def end(self) -> None:
         """The peer's direction ends after what was delivered."""

@@ -140,6 +140,11 @@ class Exchange:
         return sum(remote.usable for remote in self._remotes.values())
 
     @property
+    def usable_elsewhere(self) -> int:
+        """Those of workers that do not retire."""
+        return sum(remote.usable for remote in self._remotes.values() if not remote.peer.is_retiring)
+
+    @property
     def rtt_us(self) -> int:
         """The longest round trip of other workers' stripes, 0 if there are none."""
         return max((remote.rtt_us for remote in self._remotes.values()), default=0)
@@ -201,19 +206,10 @@ class Exchange:
                 queue.remove(guest)
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
-        """OUT, BOUND, LOST, STALLED or CARRIERS of this session."""
-        kind, flags, _, slot, _, flow, offset, length, carrier, value, value2 = descriptor
+        """LOST, STALLED or CARRIERS of this session."""
+        kind, _, _, _, _, flow, offset, _, carrier, value, value2 = descriptor
         remote = self.remote(peer)
-        if kind == mesh.OUT:
-            self.last_guest_us = clock_us()
-            virtual = self._virtual_of(remote, value2)
-            is_lazy = length <= SCRATCH_BYTES and not flags
-            guest = Guest(peer, slot, length, flow, offset, value, virtual, is_lazy)
-            if not self.pass_guest(guest):
-                (self.guests if length > SCRATCH_BYTES else self.small_guests).append(guest)
-        elif kind == mesh.BOUND:
-            self._on_bound(remote, descriptor)
-        elif kind == mesh.LOST:
+        if kind == mesh.LOST:
             path = remote.paths.pop((carrier, value), None)
             if path is remote.quickest:
                 remote.quickest = None
@@ -289,8 +285,24 @@ class Exchange:
             value2=self._share.virtual,
         )
 
-    def _on_bound(self, remote: RemoteStripes, descriptor: Descriptor) -> None:
-        """A frame that was handed over was sent on a stripe, or comes back."""
+    def give_now(self, remote: RemoteStripes, slot: int, length: int, flow: int, offset: int, kind: int) -> None:
+        """The same for a frame that has come alone: the other worker is told at once."""
+        peer = remote.peer
+        self._context.memory.arena.lend(slot, peer.slot)
+        remote.outstanding += 1
+        flags = int(not remote.has_room)
+        tunnel, virtual = self.tunnel.index, self._share.virtual
+        peer.send_now((mesh.OUT, flags, tunnel, slot, self._number, flow, offset, length, 0, kind, virtual))
+
+    def hand_in_now(self, peer: Peer, slot: int, length: int, origin: int) -> None:
+        """Give a received frame, in one of our slots, to the worker of its flow, which is told at once."""
+        self._context.memory.arena.lend(slot, peer.slot)
+        tunnel, key = self.tunnel.index, self._key_index
+        peer.send_now((mesh.IN, 0, tunnel, slot, self._number, 0, 0, length, key, origin, 0))
+
+    def on_bound(self, peer: Peer, descriptor: Descriptor) -> None:
+        """BOUND: a frame that was handed over was sent on a stripe, or comes back."""
+        remote = self.remote(peer)
         _, sent, _, slot, _, flow, offset, size, carrier, generation, kind = descriptor
         share = self._share
         remote.outstanding = max(remote.outstanding - 1, 0)
@@ -322,12 +334,22 @@ class Exchange:
 
     # Theirs on ours
 
+    def on_out(self, peer: Peer, descriptor: Descriptor) -> None:
+        """OUT: a frame of another worker's."""
+        _, flags, _, slot, _, flow, offset, length, _, kind, tag = descriptor
+        is_small = length <= SCRATCH_BYTES
+        virtual = self._virtual_of(self.remote(peer), tag)
+        guest = Guest(peer, slot, length, flow, offset, kind, virtual, is_small and not flags)
+        if not is_small or not self.pass_guest(guest):
+            (self.small_guests if is_small else self.guests).append(guest)
+        self.last_guest_us = clock_us()
+
     def next_guest(self) -> Guest:
         """The frame of another worker's that is sent next. Precondition: `has_guests`."""
         return (self.small_guests or self.guests).popleft()
 
-    def send_guest(self, guest: Guest, stripe: Stripe) -> None:
-        """Send a frame of another worker's flow on `stripe`."""
+    def send_guest(self, guest: Guest, stripe: Stripe, now: bool = False) -> None:
+        """Send a frame of another worker's flow on `stripe`. `now`: not only at the next `flush`."""
         peer, slot, length, flow, offset, kind, _, is_lazy = guest
         assert stripe.path is not None
         try:
@@ -336,7 +358,10 @@ class Exchange:
         except (ValueError, RemoteProtocolError):
             self._context.mesh.dropped_descriptors += 1
             return
-        stripe.send(view)
+        if now:
+            stripe.send_now(view)
+        else:
+            stripe.send(view)
         self.tell(
             peer,
             mesh.BOUND,

@@ -65,18 +65,24 @@ class Ingress:
 
     def _pass_on(self, header: frame.Header, payload: memoryview, now_us: int) -> bool:
         """Give a small piece to the application without keeping it, if it is the next and nothing is queued."""
-        stream = self._share.streams.get(header.flow)
+        share, length = self._share, len(payload)
+        stream = share.stream_of_next(header, length)
         endpoint: Endpoint | None = stream.endpoint if stream is not None else None
-        if endpoint is None or not endpoint.takes_now or self._share.receive_next(header, len(payload), now_us) is None:
+        if stream is None or endpoint is None or not endpoint.takes_now:
             return False
         sent = endpoint.send_now(payload)
-        if sent == len(payload):
+        share.on_next(stream, length, now_us)  # the application has it before it is entered in the books
+        if sent < 0:
+            endpoint.fail()
+            return True
+        if sent == length:
+            share.on_consumed(stream, length, 1, now_us)
             return True
         slot = self._memory.copy_in(payload, Side.INGRESS)
         if slot < 0:
             endpoint.fail()  # credit had set memory aside for it: cannot be
             return True
-        piece = Piece(None, slot, self._memory.arena.view(slot, len(payload)))
+        piece = Piece(None, slot, self._memory.arena.view(slot, length))
         piece.view = piece.view[sent:]
         endpoint.deliver(piece)
         endpoint.flush()
@@ -90,9 +96,11 @@ class Ingress:
             if not kept and piece is not None:
                 self._memory.free(piece)
 
-    def hand_in(self, stripe: Stripe, worker: int, header: frame.Header, slot: int, view: memoryview) -> None:
+    def hand_in(
+        self, stripe: Stripe, worker: int, header: frame.Header, slot: int, view: memoryview, now_us: int
+    ) -> None:
         """Give a frame to the worker that owns its stream."""
-        self._exchange.last_guest_us = clock_us()
+        self._exchange.last_guest_us = now_us
         memory = self._memory
         peer = self._context.mesh.peers.get(worker)
         if peer is None:
@@ -108,13 +116,14 @@ class Ingress:
             if slot < 0:
                 memory.dropped_frames += 1
                 return
-        memory.arena.lend(slot, worker)
-        memory.arena.release(slot)
         generation = stripe.path.generation if stripe.path is not None else 0
         origin = stripe.index << 32 | generation
-        self._exchange.tell(peer, mesh.IN, slot=slot, length=length, carrier=self._key_index, value=origin)
-        if not stripe.more:
-            self._context.mesh.flush()
+        if stripe.more:
+            memory.arena.lend(slot, worker)
+            self._exchange.tell(peer, mesh.IN, slot=slot, length=length, carrier=self._key_index, value=origin)
+        else:
+            self._exchange.hand_in_now(peer, slot, length, origin)
+        memory.arena.release(slot)
 
     def on_handed_in(self, peer: Peer, slot: int, length: int, origin: int) -> None:
         """A frame of ours comes from another worker. `origin`: the index and generation of its stripe, which is closed

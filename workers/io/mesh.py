@@ -140,15 +140,22 @@ class Peer:
 
         A `lazy` one wakes nobody up for up to LAZY_S: it goes along with the next that is not.
         """
-        descriptor = (kind, flags, tunnel, slot, session, flow, offset, length, carrier, value, value2)
-        if self._backlog or not self.producer.push(*descriptor):
-            if not self._backlog:
-                self._freed_watcher.start(self._on_freed)
-            self._backlog.append(descriptor)
+        self._push((kind, flags, tunnel, slot, session, flow, offset, length, carrier, value, value2))
         if lazy:
             self._mesh.flush_lazily()
         else:
             self._mesh.arm_flush()
+
+    def send_now(self, descriptor: Descriptor) -> None:
+        """Publish a descriptor at once, with those that wait."""
+        self._push(descriptor)
+        self.producer.flush()
+
+    def _push(self, descriptor: Descriptor) -> None:
+        if self._backlog or not self.producer.push(*descriptor):
+            if not self._backlog:
+                self._freed_watcher.start(self._on_freed)
+            self._backlog.append(descriptor)
 
     def return_slot(self, slot: int, lazy: bool = False) -> None:
         """A slot of the peer's is not needed any more. `lazy`: it is a small one, and can wait."""

@@ -82,6 +82,8 @@ class Receiving:
                 return
             self._body = None
             count -= missing
+        elif not self._head and self._low_water == 1 and self._take_alone(inbound, count):
+            return
         self._take(inbound[:count], body)
 
     def _on_end(self) -> None:
@@ -107,6 +109,25 @@ class Receiving:
             return False
         if not self.closed:
             self._await_bytes(max(needed - whole, 1))
+        return True
+
+    def _take_alone(self, data: memoryview, count: int) -> bool:
+        """Open a small record that came whole and alone, as requests and answers do; False if that is not what came.
+
+        What `_take` does, in half the time.
+        """
+        length = count - RECORD_HEADER
+        if not TAG < length <= SCRATCH_BYTES + TAG or LENGTH.unpack_from(data)[0] != length:
+            return False
+        self.more = False
+        view = self._memory.scratch[: length - TAG]
+        try:
+            self._opener.check_length(length)
+            self._opener.open_into(data[RECORD_HEADER:count], data[:RECORD_HEADER], view)
+            self._on_frame(-1, view)
+        except RemoteProtocolError as error:
+            self.fail(str(error))
+        self._on_turn_end()
         return True
 
     def _take(self, data: memoryview, body: memoryview | None = None) -> None:

@@ -198,7 +198,7 @@ class Session:
         if worker == self.context.slot:
             self.ingress.receive(header, slot, view, stripe.more, now_us)
         else:
-            self.ingress.hand_in(stripe, worker, header, slot, view)
+            self.ingress.hand_in(stripe, worker, header, slot, view, now_us)
 
     def _on_carrier_frame(self, stripe: Stripe, header: frame.Header, now_us: int) -> None:
         kind = header.kind
@@ -226,8 +226,12 @@ class Session:
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
         """One descriptor that names this session."""
         kind, _, _, slot, _, flow, _, length, carrier, value, _ = descriptor
-        if kind == mesh.IN:
+        if kind == mesh.OUT:
+            self.exchange.on_out(peer, descriptor)
+        elif kind == mesh.IN:
             self.ingress.on_handed_in(peer, slot, length, value)
+        elif kind == mesh.BOUND:
+            self.exchange.on_bound(peer, descriptor)
         elif kind in (mesh.GONE, mesh.ROSTER, mesh.DRAIN):
             self.far_end.on_descriptor(kind, flow, value)
         elif kind == mesh.BROKEN:
@@ -344,6 +348,7 @@ class Session:
         self.parting.on_time(now_us)
         self._sent_bps = (self.share.bytes_out - self._sent_before) * 8 / TICK_S
         self._sent_before = self.share.bytes_out
+        self.egress.on_time()
         self._follow_trips()
         self.far_end.on_time()
         if self.share.has_work or self.exchange.has_guests:

@@ -215,6 +215,18 @@ class Stripe(Receiving):
         if staging.fill >= FLUSH_BYTES:
             self.flush()
 
+    def send_now(self, frame: memoryview) -> None:
+        """`send` and `flush` in one, for a small frame that has come alone."""
+        staging = self._staging
+        if staging.stripe is not None or self._pending is not None:
+            self.send(frame)
+            self.flush()
+            return
+        sealed = self._sealer.seal_into(frame, staging.view)
+        self._budget -= sealed
+        self.used = True
+        self._give(staging.view[:sealed])
+
     def pong(self, clock: int) -> None:
         """Answer a PING, or the latest of them when the kernel takes data again."""
         if self.leaving:
@@ -238,6 +250,9 @@ class Stripe(Receiving):
             if len(self._pending) > PENDING_MAX:
                 self.fail("the peer reads nothing")
             return
+        self._give(records)
+
+    def _give(self, records: memoryview) -> None:
         sent = self._write(records)
         if 0 <= sent < len(records):
             self._pending = memoryview(bytes(records[sent:]))

@@ -3,7 +3,8 @@
 1. push     the producer writes descriptors into entries that it holds;
 2. flush    it adds their number to the eventfd `published`;
 3. take     the consumer reads that number, copies so many descriptors out,
-4.          and adds the number to the eventfd `freed`, where push finds it when it runs out of space.
+4.          and adds their number, a quarter of the ring at a time, to the eventfd `freed`, where push finds it when it
+            runs out of space: three quarters at least.
 
 Memory ordering, with the partners by name. eventfd_write and eventfd_read (fs/eventfd.c) change the count under one
 spinlock: unlocking releases what the writer did before, locking acquires it for the reader who sees that count.
@@ -112,7 +113,18 @@ class RingProducer:
 class RingConsumer:
     """The reading end; wait until `fileno()` is readable, or while `more`, then take."""
 
-    __slots__ = ("_at", "_capacity", "_end", "_freed", "_map", "_memory", "_published", "_ready")
+    __slots__ = (
+        "_at",
+        "_capacity",
+        "_end",
+        "_freed",
+        "_map",
+        "_memory",
+        "_published",
+        "_ready",
+        "_taken",
+        "_worth_freeing",
+    )
 
     def __init__(self, fds: RingFds, capacity: int = RING_CAPACITY) -> None:
         self._map = mmap.mmap(fds.memory, capacity * _SIZE, prot=mmap.PROT_READ)
@@ -123,6 +135,8 @@ class RingConsumer:
         self._end = capacity * _SIZE
         self._at = 0
         self._ready = 0
+        self._taken = 0
+        self._worth_freeing = max(capacity // 4, 1)
 
     def fileno(self) -> int:
         """The eventfd `published`: readable when there are new descriptors."""
@@ -134,7 +148,7 @@ class RingConsumer:
         return self._ready > 0
 
     def take(self, limit: int = RING_CAPACITY) -> list[Descriptor]:
-        """Up to `limit` descriptors in the order pushed; [] if there are none. Their entries are free afterwards.
+        """Up to `limit` descriptors in the order pushed; [] if there are none. Their entries are free now or soon.
 
         The tuples are copies: a peer cannot change them any more, but it chose every value in them. Raises RingCorrupt.
         """
@@ -155,7 +169,10 @@ class RingConsumer:
                 taken += _iter_unpack(self._memory[:end])
         self._at = end
         self._ready -= count
-        _add(self._freed, count)  # B
+        self._taken += count
+        if self._taken >= self._worth_freeing:
+            _add(self._freed, self._taken)  # B
+            self._taken = 0
         return taken
 
     def close(self) -> None:
