@@ -2,7 +2,7 @@
 
 A frame whose path dies or stalls is sent again elsewhere.
 
-Invariant: `_frames` is ordered by offset and gapless from `acknowledged` to `next_offset`.
+Invariant: `frames` is ordered by offset and gapless from `acknowledged` to `next_offset`.
 """
 
 from collections import deque
@@ -56,29 +56,32 @@ class SentFrame:
 
 
 class SendBuffer:
-    """A stream's sent frames. `length` of a frame is what it occupies of the offset space (a FIN: 1)."""
+    """A stream's sent frames. `length` of a frame is what it occupies of the offset space (a FIN: 1).
 
-    __slots__ = ("_by_offset", "_frames", "acknowledged", "next_offset")
+    frames: those that are kept, to be read.
+    """
+
+    __slots__ = ("_by_offset", "acknowledged", "frames", "next_offset")
 
     def __init__(self) -> None:
         self.next_offset = 0
         self.acknowledged = 0
-        self._frames: deque[SentFrame] = deque()
+        self.frames: deque[SentFrame] = deque()
         self._by_offset: dict[int, SentFrame] = {}
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self.frames)
 
     def add(self, frame: SentFrame) -> None:
         """Keep the frame at `next_offset`."""
         assert frame.offset == self.next_offset
-        self._frames.append(frame)
+        self.frames.append(frame)
         self._by_offset[frame.offset] = frame
         self.next_offset += frame.length
 
     def unreceived(self) -> Iterator[SentFrame]:
         """The frames that the other end does not have, by offset."""
-        return (frame for frame in self._frames if not frame.done)
+        return (frame for frame in self.frames if not frame.done)
 
     def find(self, offset: int) -> SentFrame | None:
         """The kept frame that starts at `offset`."""
@@ -92,7 +95,7 @@ class SendBuffer:
             self._check_cut(start)
             self._check_cut(end)
         newly: list[SentFrame] = []
-        frames, by_offset = self._frames, self._by_offset
+        frames, by_offset = self.frames, self._by_offset
         while frames and frames[0].offset < received:
             frame = frames.popleft()
             del by_offset[frame.offset]
@@ -119,9 +122,9 @@ class SendBuffer:
 
     def clear(self) -> list[SentFrame]:
         """Forget everything; returns the frames that were not yet received (now marked done)."""
-        rest = [frame for frame in self._frames if not frame.done]
+        rest = [frame for frame in self.frames if not frame.done]
         for frame in rest:
             frame.done = True
-        self._frames.clear()
+        self.frames.clear()
         self._by_offset.clear()
         return rest

@@ -217,7 +217,7 @@ class SessionShare(Sending):
         kept (`on_next`). None where that is not so: `receive` it.
         """
         stream = self.streams.get(header.flow)
-        if stream is None or stream.state not in RECEIVE_OPEN or header.flags & frame.BLOCKED:
+        if not length or stream is None or stream.state not in RECEIVE_OPEN or header.flags & frame.BLOCKED:
             return None
         return stream if stream.is_next(header.offset, length) else None
 
@@ -288,7 +288,7 @@ class SessionShare(Sending):
             self._settle(kept, now_us)
             if kept.kind == frame.DATA:
                 self._release(kept)
-        all_received = not len(stream.sent)
+        all_received = not stream.sent.frames
         if all_received:
             self.waiting.discard(stream)
         unblocked = stream.take_credit(ack) or (newly and all_received)

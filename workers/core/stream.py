@@ -44,6 +44,7 @@ class Stream:
         "fin_total",
         "flow",
         "frames_allowed",
+        "frames_kept_max",
         "frames_received",
         "frames_sent",
         "highest",
@@ -79,6 +80,7 @@ class Stream:
         self.answered = False
         # what we send
         self.sent = SendBuffer()
+        self.frames_kept_max = frames_allowed(window_cap)
         self.credit = INITIAL_WINDOW
         self.frames_allowed = INITIAL_FRAMES
         self.frames_sent = 0
@@ -119,11 +121,11 @@ class Stream:
         left = self.credit - sent.next_offset
         if left <= 0 or self.frames_sent >= self.frames_allowed or self.state not in SEND_OPEN:
             return 0
-        if len(sent) >= frames_allowed(self.window.cap):
+        if len(sent.frames) >= self.frames_kept_max:
             return 0
         if left >= frame_bytes:
             return frame_bytes
-        if left < self.peer_window >> 2 and len(sent):
+        if left < self.peer_window >> 2 and sent.frames:
             return 0
         return left
 

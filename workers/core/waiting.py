@@ -34,7 +34,7 @@ class Waiting:
 
     def add(self, stream: "Stream") -> None:
         """`stream` has nothing more to send now; it counts while anything of it is not received."""
-        if len(stream.sent):
+        if stream.sent.frames:
             self._streams[stream.flow] = stream
 
     def discard(self, stream: "Stream") -> None:

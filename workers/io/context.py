@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from workers.core.credit import CreditPool
 from workers.core.handshake import ROSTER_MAX, WorkerId
 from workers.io.endpoint import ResetWatch
+from workers.io.give_way import GiveWay
 from workers.io.memory import Memory
 from workers.io.mesh import Mesh
 from workers.io.stripe import Staging
@@ -45,6 +46,7 @@ class Context:
     to, which is the next one once this worker retires.
     in_charge: nobody older serves any more, so that this worker dials, and reads what only one may read. has_ports: nor
     has anybody older ports at a server.
+    give_way: let whoever was just woken run first.
     read_inbox: take one packet that another worker has sent to this one's inbox; False if there is none.
     roster: slot -> serial of this end's workers, this one included; it changes with the peers.
     gone: the (slot, serial) of workers of this end that died while this one lives, in order; not those that left.
@@ -70,6 +72,7 @@ class Context:
     has_ports: bool = True
     sessions: int = 0
     read_inbox: Callable[[], bool] = lambda: False
+    give_way: GiveWay = field(default_factory=GiveWay)
 
     @property
     def seat(self) -> int:

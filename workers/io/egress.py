@@ -66,11 +66,11 @@ class Egress:
 
         What `pump` would do in twice the time: a request or a keystroke comes alone.
         """
-        share, stream = self._share, endpoint.stream
-        if endpoint.expected_bytes > SMALL_BYTES or self._pumping or self._exchange.has_guests:
+        share, exchange, stream = self._share, self._exchange, endpoint.stream
+        if endpoint.expected_bytes > SMALL_BYTES or self._pumping or exchange.guests or exchange.small_guests:
             return False
         stripe = self.lineup.at_hand()
-        remote = self._exchange.remote_with_room() if not self._stripes else None
+        remote = exchange.remote_with_room() if not self._stripes else None
         if (stripe is None and remote is None) or not share.may_send_alone(stream):
             return False
         size = stream.sendable(SMALL_BYTES) if stream.unacked_frames < PIGGYBACK_FRAMES else 0
@@ -85,10 +85,12 @@ class Egress:
         share.write_header(stream, count, view)
         if stripe is not None:
             stripe.send_now(view[: frame.HEADER_BYTES + count])  # it is on its way before it is entered in the books
+            self._context.give_way()
             self._on_sent_alone(share.add_alone(stream, count, slot), stripe)
         elif remote is not None:
             kept = share.add_alone(stream, count, slot)
-            self._exchange.give_now(remote, slot, frame.HEADER_BYTES + count, stream.flow, kept.offset, kept.kind)
+            exchange.give_now(remote, slot, frame.HEADER_BYTES + count, stream.flow, kept.offset, kept.kind)
+            self._context.give_way()
             share.on_sent(kept, remote.handed, clock_us())
         endpoint.expected_bytes = 4 * count
         self._hedging.arm()
@@ -130,6 +132,12 @@ class Egress:
     def _pump_later(self) -> None:
         self._armed = False
         self.pump()
+
+    def pump_if_needed(self) -> None:
+        """`pump`, but for a turn in which nothing was received that asks for an answer."""
+        share, exchange, is_staged = self._share, self._exchange, self._context.staging.stripe is not None
+        if is_staged or share.has_work or exchange.guests or exchange.small_guests or not self._ack_timer_active:
+            self.pump()
 
     def pump(self) -> None:
         """Send as long as there is something to send and a stripe with room."""

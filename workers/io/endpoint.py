@@ -118,19 +118,17 @@ class Endpoint:
         """Queue payload; `flush` sends it."""
         self._out.append(piece)
 
-    @property
-    def takes_now(self) -> bool:
-        """Whether nothing waits to be sent before what `send_now` would send."""
-        return not (self._out or self._writing or self.sock is None or self.closed)
-
-    def send_now(self, view: memoryview) -> int:
-        """Give the socket bytes that stand in no piece; how many it took, -1 for an error. Precondition: `takes_now`.
+    def send_now(self, view: memoryview) -> int | None:
+        """Give the socket bytes that stand in no piece; how many it took, -1 for an error. None: what came before them
+        waits to be sent.
 
         `view` may be a buffer that is used again. What is consumed is the caller's to count.
         """
-        assert self.sock is not None
+        sock = self.sock
+        if self._out or self._writing or sock is None or self.closed:
+            return None
         try:
-            return self.sock.send(view)
+            return sock.send(view)
         except BlockingIOError:
             return 0
         except OSError:

@@ -360,6 +360,7 @@ class Exchange:
             return
         if now:
             stripe.send_now(view)
+            self._context.give_way()
         else:
             stripe.send(view)
         self.tell(

@@ -37,10 +37,10 @@ class Ingress:
         self._exchange = exchange
         self._key_index = key_index
 
-    def receive(self, header: frame.Header, slot: int, view: memoryview, more: bool, now_us: int) -> None:
-        """Take a frame for this worker, in `slot` or (-1) in a buffer that is used again. Raises RemoteProtocolError.
+    def receive(self, header: frame.Header, slot: int, view: memoryview, now_us: int) -> None:
+        """Take a frame for this worker, in `slot` or (-1) in a buffer that is used again.
 
-        more: others were received along with it, and follow in this turn.
+        Raises RemoteProtocolError.
         """
         memory = self._memory
         payload = view[frame.HEADER_BYTES :]
@@ -53,8 +53,6 @@ class Ingress:
         piece = None
         if length:
             if slot < 0:
-                if not more and self._pass_on(header, payload, now_us):
-                    return
                 slot = memory.copy_in(payload, Side.INGRESS)
                 if slot < 0:
                     memory.dropped_frames += 1
@@ -63,15 +61,18 @@ class Ingress:
             piece = Piece(None, slot, payload)
         self._receive(header, piece, length, now_us)
 
-    def _pass_on(self, header: frame.Header, payload: memoryview, now_us: int) -> bool:
-        """Give a small piece to the application without keeping it, if it is the next and nothing is queued."""
-        share, length = self._share, len(payload)
+    def pass_on(self, header: frame.Header, view: memoryview, now_us: int) -> bool:
+        """Give the payload of a small DATA frame to the application without keeping it, if it is the next and nothing
+        is queued; False, and nothing has changed, if not."""
+        share, payload = self._share, view[frame.HEADER_BYTES :]
+        length = len(payload)
         stream = share.stream_of_next(header, length)
         endpoint: Endpoint | None = stream.endpoint if stream is not None else None
-        if stream is None or endpoint is None or not endpoint.takes_now:
+        sent = endpoint.send_now(payload) if endpoint is not None else None
+        if stream is None or endpoint is None or sent is None:
             return False
-        sent = endpoint.send_now(payload)
-        share.on_next(stream, length, now_us)  # the application has it before it is entered in the books
+        self._context.give_way()  # the application has it before it is entered in the books
+        share.on_next(stream, length, now_us)
         if sent < 0:
             endpoint.fail()
             return True
@@ -123,6 +124,7 @@ class Ingress:
             self._exchange.tell(peer, mesh.IN, slot=slot, length=length, carrier=self._key_index, value=origin)
         else:
             self._exchange.hand_in_now(peer, slot, length, origin)
+            self._context.give_way()
         memory.arena.release(slot)
 
     def on_handed_in(self, peer: Peer, slot: int, length: int, origin: int) -> None:
@@ -137,15 +139,14 @@ class Ingress:
                 peer.return_slot(slot)
                 raise
             payload = view[frame.HEADER_BYTES :]
-            length -= frame.HEADER_BYTES
-            if header.kind == frame.DATA and 0 < length <= SCRATCH_BYTES and self._pass_on(header, payload, clock_us()):
+            if header.kind == frame.DATA and length <= SCRATCH_BYTES and self.pass_on(header, view, clock_us()):
                 peer.return_slot(slot, lazy=True)
             elif header.kind != frame.DATA or not payload:
                 body = bytes(payload)
                 peer.return_slot(slot, lazy=True)
                 self._share.receive(header, body, None, 0, clock_us())
             else:
-                self._receive(header, Piece(peer, slot, payload), length, clock_us())
+                self._receive(header, Piece(peer, slot, payload), len(payload), clock_us())
         except RemoteProtocolError as error:
             log.debug("frame from the mesh refused tunnel=%s reason=%s", self.tunnel.name, error)
             self._exchange.tell(peer, mesh.BROKEN, carrier=origin >> 32, value=origin & 0xFFFFFFFF)

@@ -152,7 +152,9 @@ class Lineup:
         if self._express or not self._ready:
             return None
         stripe = self._ready[-1]
-        return stripe if stripe.has_budget and not stripe.slow and not is_stalled(stripe) else None
+        path = stripe.path
+        is_well = stripe.has_budget and not (stripe.slow or stripe.stalled or path is None or path.stalled)
+        return stripe if is_well else None
 
     @property
     def held_all(self) -> bool:

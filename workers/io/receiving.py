@@ -7,7 +7,7 @@ only for a record that has come in part, and when that is short, the kernel keep
 import socket
 
 from workers.core.errors import RemoteProtocolError
-from workers.core.record import LENGTH, RECORD_HEADER, TAG, Opener, whole_records
+from workers.core.record import LENGTH, RECORD_HEADER, SEALED_MAX_UNPROVEN, SEALED_MIN, TAG, Opener, whole_records
 from workers.io.memory import SCRATCH_BYTES, Memory
 from workers.shm.arena import Side
 
@@ -117,12 +117,11 @@ class Receiving:
         What `_take` does, in half the time.
         """
         length = count - RECORD_HEADER
-        if not TAG < length <= SCRATCH_BYTES + TAG or LENGTH.unpack_from(data)[0] != length:
+        if not SEALED_MIN <= length <= SEALED_MAX_UNPROVEN or LENGTH.unpack_from(data)[0] != length:
             return False
         self.more = False
         view = self._memory.scratch[: length - TAG]
         try:
-            self._opener.check_length(length)
             self._opener.open_into(data[RECORD_HEADER:count], data[:RECORD_HEADER], view)
             self._on_frame(-1, view)
         except RemoteProtocolError as error:

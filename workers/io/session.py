@@ -5,6 +5,7 @@ between workers in `workers.io.exchange`, what keeps stripes alive in `workers.i
 """
 
 import logging
+from time import monotonic_ns
 from typing import Any
 
 from workers.core import frame
@@ -43,6 +44,7 @@ class Session:
         self.context = context
         self.tunnel = tunnel
         self.number = number
+        self._slot = context.slot
         self.key_index = key_index
         self.peer_text = ""
         self.share = SessionShare(
@@ -182,8 +184,7 @@ class Session:
 
     def on_frame(self, stripe: Stripe, slot: int, view: memoryview) -> None:
         """See StripeOwner. The frame goes to the worker that its flow id names."""
-        now_us = clock_us()
-        stripe.received_us = now_us
+        now_us = stripe.received_us = monotonic_ns() // 1000
         memory = self.context.memory
         try:
             header = frame.unpack(view)
@@ -195,8 +196,15 @@ class Session:
             self._on_carrier_frame(stripe, header, now_us)
             return
         worker = frame.flow_slot(header.flow, self.share.end)
-        if worker == self.context.slot:
-            self.ingress.receive(header, slot, view, stripe.more, now_us)
+        if worker == self._slot:
+            if (
+                slot < 0
+                and header.kind == frame.DATA
+                and not stripe.more
+                and self.ingress.pass_on(header, view, now_us)
+            ):
+                return
+            self.ingress.receive(header, slot, view, now_us)
         else:
             self.ingress.hand_in(stripe, worker, header, slot, view, now_us)
 
@@ -255,7 +263,7 @@ class Session:
         dirty = self._dirty
         while dirty:
             dirty.pop().flush()
-        self.egress.pump()
+        self.egress.pump_if_needed()
 
     def on_room(self, stripe: Stripe) -> None:
         """See StripeOwner."""
