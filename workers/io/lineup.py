@@ -152,9 +152,7 @@ class Lineup:
         if self._express or not self._ready:
             return None
         stripe = self._ready[-1]
-        path = stripe.path
-        is_well = stripe.has_budget and not (stripe.slow or stripe.stalled or path is None or path.stalled)
-        return stripe if is_well else None
+        return stripe if stripe.has_budget and not stripe.slow and not is_stalled(stripe) else None
 
     @property
     def held_all(self) -> bool:
