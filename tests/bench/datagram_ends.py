@@ -1,7 +1,7 @@
 """Both ends of a flow of datagrams, on loopback or in a namespace; figures are printed as JSON:
 
 echo PORT                           sends each datagram back to where it came from
-ask HOST PORT SECONDS               round trips of 64 bytes, one after the other: quantiles, and how many were lost
+ask HOST PORT SECONDS               round trips of 1200 bytes, one after the other: quantiles, and how many were lost
 take PORT [RUN]                     says `ready`; counts what comes, from the first datagram until nothing more comes
 send HOST PORT SECONDS [BPS [RUN]]  sends as fast as it can, or at that rate; how many left
 RUN above 1: datagrams go out (UDP_SEGMENT) and come in (UDP_GRO) so many at a time.
@@ -14,7 +14,7 @@ import sys
 import time
 
 SIZE = 1300
-SMALL = 64
+SMALL = 1200
 WARM_UP_S = 0.3
 FIRST_S, QUIET_S = 20.0, 0.7
 ANSWER_S = 0.5

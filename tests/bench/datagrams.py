@@ -21,7 +21,7 @@ from tests.bench.section import Section
 from tests.bench.table import Column, Row, Table
 from tests.bench.trips import trips
 from tests.bench.ways import Between, Way
-from tests.netlab import Lab
+from tests.netlab import Lab, Link
 from tests.system.kcptun import ENTRANCE, PROGRAMS, Kcptun
 from tests.system.pair import ENDS
 from tests.system.spray_pair import LOCAL, TARGET, SprayPair
@@ -33,6 +33,10 @@ WORKERS = (1, 2)
 SECONDS = 4
 ASK_S, LOADED_S = 1.5, 0.5
 DIRECT, KCPTUN = "UDP itself", "kcptun over UDP"
+LIMITED, LIMITED_TEXT = Link(delay_ms=25, rate_bps=200e6), "200 Mbit/s and 50 ms"
+LIMITED_KCPTUN = f"{KCPTUN}, {LIMITED_TEXT}"
+LIMITED_WINDOW = 4096
+"""What fills that link: kcptun's own clock makes its round trip about twice as long."""
 _UDP2RAW_PORT = 4096
 _SETTLE_S = 0.5
 _PATIENCE_S = 30.0
@@ -43,7 +47,8 @@ _ENDS = (sys.executable, "-m", "tests.bench.datagram_ends")
 @dataclass(frozen=True, slots=True)
 class Contender:
     """`row` is its name for the command line, `base` that of the contender it is compared to. `stream`: TCP goes
-    through, by kcptun. `run`: datagrams that the applications send and receive in one call."""
+    through, by kcptun. `run`: datagrams that the applications send and receive in one call. `is_limited`: over LIMITED.
+    """
 
     row: str
     name: str
@@ -52,6 +57,7 @@ class Contender:
     programs: tuple[str, ...] = ()
     stream: bool = False
     run: int = 1
+    is_limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,15 @@ def contenders() -> list[Contender]:
         )
         for kind in KINDS
     ]
+    bare = kcptun(None, 0, LIMITED_WINDOW)
+    found.append(
+        Contender("datagrams-limited", LIMITED_KCPTUN, bare, LIMITED_KCPTUN, PROGRAMS, stream=True, is_limited=True)
+    )
+    for kind in KINDS:
+        name = f"kcptun over {kind}, {workers_text(1)}, {LIMITED_TEXT}"
+        way = kcptun(kind, 1, LIMITED_WINDOW)
+        row = f"datagrams-limited-{kind}"
+        found.append(Contender(row, name, way, LIMITED_KCPTUN, PROGRAMS, stream=True, is_limited=True))
     return found
 
 
@@ -143,15 +158,15 @@ def udp2raw(lab: Lab) -> Iterator[Between]:
             process.wait()
 
 
-def kcptun(kind: str | None, workers: int) -> Way:
-    """Over UDP, or through ports of that kind."""
+def kcptun(kind: str | None, workers: int, window: int = 1024) -> Way:
+    """Over UDP, or through ports of that kind. `window`: in packets."""
 
     @contextlib.contextmanager
     def way(lab: Lab) -> Iterator[Between]:
         under: AbstractContextManager[Between] = spray(kind, workers)(lab) if kind else direct(lab)
         with under as lower:
             target = TARGET if kind else lower.target
-            with Kcptun(lab, lower.target, target) as relay:
+            with Kcptun(lab, lower.target, target, window=window) as relay:
                 wait_listening(lab, "client", ENTRANCE[1])
                 yield Between(ENTRANCE, [*lower.pids, *relay.pids])
 
@@ -250,11 +265,12 @@ def table(wanted: Sequence[Contender], section: Section) -> Table:
     results: list[Round] = []
     if not present:
         return _tabulate(present, results, section)
-    with Lab(emulate=False) as lab:
+    with Lab(emulate=False) as plain, Lab(LIMITED) as limited:
         for turn in range(section.rounds):
             results.append({})
             for each in present:
                 direct_bps = results[-1][DIRECT].bits_per_s if DIRECT in results[-1] else 0.0
+                lab = limited if each.is_limited else plain
                 measure = partial(once, lab, each, seconds=section.seconds, direct_bps=direct_bps)
                 result = section.measure(turn, each.name, measure, _show)
                 if result is not None:
@@ -279,8 +295,9 @@ def _tabulate(present: Sequence[Contender], results: list[Round], section: Secti
     ]
     conditions = (
         f"One flow of datagrams of {SIZE} bytes, sent as fast as one plain sender can; what arrives. Loss is that of "
-        f"half the rate which UDP itself reached, the round trip that of 64 bytes, idle. forwarder has {PORTS} ports, "
-        f"unless said, that look like UDP or TCP. With kcptun (no cipher): one iperf3 connection. {section.seconds} s, "
+        f"half the rate which UDP itself reached, the round trip that of 1200 bytes, idle. forwarder has {PORTS} ports "
+        f"that look like UDP or TCP, unless said. With kcptun (no cipher): one iperf3 connection, round trips of 64 "
+        f"bytes; its windows are {LIMITED_WINDOW} packets where the link is limited. {section.seconds} s, "
         f"{section.median}, ratios within a round; CPU is of all relay processes of both ends, workers are at each."
     )
     rows = [_row(each, results) for each in present]

@@ -18,7 +18,7 @@ PROGRAMS = ("kcptun-client", "kcptun-server")
 ENTRANCE = ("127.0.0.1", 12948)
 SERVICE = ("127.0.0.1", 8000)
 OPTIONS = ["--crypt=none", "--datashard=0", "--parityshard=0", "--nocomp", "--quiet", "--mode=fast"]
-OPTIONS += ["--mtu=1350", "--sndwnd=1024", "--rcvwnd=1024"]
+OPTIONS += ["--mtu=1350"]
 """Neither encrypted nor made redundant: the tunnel does the one, and KCP itself repeats what is lost."""
 OPENING_S = 10.0
 OPERATION_S = 30.0
@@ -30,10 +30,13 @@ def is_missing() -> bool:
 
 
 class Kcptun:
-    """Both ends of it, while the block lasts: the client's sends to `local`, the server's listens at `target`."""
+    """Both ends of it, while the block lasts: the client's sends to `local`, the server's listens at `target`.
 
-    def __init__(self, lab: Lab, local: tuple[str, int], target: tuple[str, int]) -> None:
+    window: packets that may be on their way."""
+
+    def __init__(self, lab: Lab, local: tuple[str, int], target: tuple[str, int], *, window: int = 1024) -> None:
         self.lab = lab
+        self._windows = [f"--sndwnd={window}", f"--rcvwnd={window}"]
         self._arguments = {
             "server": [PROGRAMS[1], f"--listen={target[0]}:{target[1]}", f"--target={SERVICE[0]}:{SERVICE[1]}"],
             "client": [PROGRAMS[0], f"--localaddr={ENTRANCE[0]}:{ENTRANCE[1]}", f"--remoteaddr={local[0]}:{local[1]}"],
@@ -43,7 +46,9 @@ class Kcptun:
     def __enter__(self) -> Self:
         for end, words in self._arguments.items():
             self._running.append(
-                self.lab.popen(end, [*words, *OPTIONS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                self.lab.popen(
+                    end, [*words, *OPTIONS, *self._windows], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
             )
         return self
 
