@@ -1,4 +1,4 @@
-"""What takes minutes: 10,000 conversations, 6 GiB on one connection behind a strict router, WireGuard and a whole GiB.
+"""What takes minutes: 10,000 conversations, 6 GiB on one connection behind a strict router, WireGuard and 1 GiB by scp.
 
 FORWARDER_TEST_LONG=1 runs them. FORWARDER_TEST_TOTAL_BYTES is how much goes through the one connection (default 6 GiB),
 and through WireGuard (default 1 GiB).
@@ -19,8 +19,9 @@ import pytest
 from tests.netlab import Lab
 from tests.system import wireguard
 from tests.system.pair import ENDS
-from tests.system.payload import congestion_control, receive, send, together
+from tests.system.payload import together
 from tests.system.processes import settled_levels, wait_level
+from tests.system.programs import program, sha256, sshd, write_random
 from tests.system.spray_pair import DATAGRAM_MAX, LOCAL, TARGET, SprayPair, answering
 from tests.system.strict_nat import StrictNat
 from tests.system.wireguard import ADDRESSES, Wireguard
@@ -29,6 +30,8 @@ TOTAL_BYTES = int(os.environ.get("FORWARDER_TEST_TOTAL_BYTES", "0"))
 CONVERSATIONS = 10_000
 AT_A_TIME = 250
 GROWTH_BYTES = 8 << 20
+FLOOD_BPS = 0.8e9
+"""What two cores take without loss at both ends, at the router and at whoever counts."""
 SIZE, RUN = 1300, 44
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 
@@ -125,7 +128,7 @@ def test_more_than_the_sequence_numbers_hold_passes_over_one_connection_behind_a
                 over.set()
 
         start_s = time.monotonic()
-        came = together(watch, lambda: flood(application, over, 1.5e9), lambda: count(target, over))[2]
+        came = together(watch, lambda: flood(application, over, FLOOD_BPS), lambda: count(target, over))[2]
         took_s = time.monotonic() - start_s
         time.sleep(1)
         sent, taken = pair.tunnel("client")["bytes_out"], pair.tunnel("server")["bytes_in"]
@@ -133,33 +136,33 @@ def test_more_than_the_sequence_numbers_hold_passes_over_one_connection_behind_a
         print(f"{sent / 2**30:.2f} GiB in {took_s:.0f} s, {sent - taken} bytes lost, {came / 2**30:.2f} GiB counted")
         assert carrier["age_s"] > took_s, "it was another connection in the end"
         assert nat.mappings("tcp") == mappings
-        # What is lost is lost for want of CPU at the server, not at the router.
         assert nat.invalid() == invalid
-        assert total <= taken <= sent
+        assert total <= taken <= sent < 1.02 * taken, "lost, for want of CPU or at the router"
 
 
 @pytest.mark.skipif(wireguard.is_missing(), reason="no wireguard-go here, or not root")
 @pytest.mark.deadline(900)
 @pytest.mark.parametrize("kind", ["tcp", "udp"])
-def test_wireguard_carries_iperf3_and_a_whole_gibibyte(kind: str) -> None:
-    total = TOTAL_BYTES or 1 << 30
-    with Lab(emulate=False) as lab, SprayPair(lab, kind=kind) as pair, Wireguard(lab, LOCAL, TARGET[1]):
-        server = lab.popen("server", ["iperf3", "-s", "-1", "-B", ADDRESSES["server"]], stdout=-3)
+def test_wireguard_carries_iperf3_and_a_gibibyte_by_scp(kind: str, tmp_path: Path) -> None:
+    total = TOTAL_BYTES or 1074_000_000
+    scp, host = program("scp"), ADDRESSES["server"]
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    write_random(original, total)
+    with (
+        Lab(emulate=False) as lab,
+        SprayPair(lab, kind=kind) as pair,
+        Wireguard(lab, LOCAL, TARGET[1]),
+        sshd(lab, tmp_path, (host, 22), (host, 22)) as options,
+    ):
+        server = lab.popen("server", ["iperf3", "-s", "-1", "-B", host], stdout=-3)
         time.sleep(1)
-        done = lab.run("client", ["iperf3", "-J", "-t", "5", "-c", ADDRESSES["server"]], timeout=60)
+        done = lab.run("client", ["iperf3", "-J", "-t", "5", "-c", host], timeout=60)
         server.wait()
         bits_per_s = json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]
         start_s = time.monotonic()
-        control = congestion_control()
-        with lab.listen("server", ADDRESSES["server"], 8000, congestion=control) as listener:
-            listener.settimeout(30)
-            with lab.connect("client", ADDRESSES["server"], 8000, congestion=control, timeout=30) as application:
-                service, _ = listener.accept()
-                with service:
-                    service.settimeout(30)
-                    sent, received = together(lambda: send(application, 1, total), lambda: receive(service))
+        lab.run("client", [scp, "-q", *options, str(original), f"{host}:{copy}"], timeout=600)
         took_s = time.monotonic() - start_s
         print(f"iperf3 {bits_per_s / 1e6:.0f} Mbit/s; {total} bytes at {total * 8 / took_s / 1e6:.0f} Mbit/s")
-        assert received == sent
+        assert sha256(copy) == sha256(original)
         assert all(pair.tunnel(end)["bytes_in"] > 0 for end in ENDS)
         assert pair.tunnel("client")["bytes_out"] > total
