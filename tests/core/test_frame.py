@@ -164,7 +164,7 @@ def test_ack_comes_back_as_it_went(serial: int, flow: int, credit: int, frames: 
     header = frame.unpack(packed)
     assert header == Header(frame.ACK, 0, serial, flow, received)
     assert frame.unpack_ack(header, memoryview(packed)[frame.HEADER_BYTES :]) == ack
-    assert len(packed) <= frame.MAX_CONTROL_BYTES
+    assert len(packed) <= frame.HEADER_BYTES + frame.ACK_BODY.size + frame.MAX_RANGES * frame.RANGE.size
 
 
 @given(st.binary(max_size=200))

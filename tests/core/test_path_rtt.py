@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from workers.core import frame
 from workers.core.path import Path
-from workers.core.retain import NO_SLOT, SentFrame
+from workers.core.retain import SentFrame
 from workers.core.rtt import INITIAL_RTO_US, MAX_RTO_US, MIN_RTO_US, RttEstimator
 from workers.core.stream import Stream
 
@@ -15,7 +15,7 @@ MS = 1000
 
 
 def kept(offset: int = 0) -> SentFrame:
-    return SentFrame(cast(Stream, None), frame.DATA, offset, 1, NO_SLOT)
+    return SentFrame(cast(Stream, None), frame.DATA, offset, 1, -1)
 
 
 def test_first_sample_is_taken_whole() -> None:

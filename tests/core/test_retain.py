@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from workers.core import frame
 from workers.core.errors import RemoteProtocolError
-from workers.core.retain import NO_SLOT, SendBuffer, SentFrame
+from workers.core.retain import SendBuffer, SentFrame
 from workers.core.stream import Stream
 
 Ranges = tuple[tuple[int, int], ...]
 
 
 def kept(offset: int, length: int) -> SentFrame:
-    return SentFrame(cast(Stream, None), frame.DATA, offset, length, NO_SLOT)
+    return SentFrame(cast(Stream, None), frame.DATA, offset, length, -1)
 
 
 def filled(*lengths: int) -> SendBuffer:

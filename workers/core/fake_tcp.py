@@ -136,10 +136,6 @@ class FakeTcp:
         """The whole frame that ends the connection; nothing may be sent after it but the same again."""
         return self._build(0, 0, self._next, ACK | FIN, now_us)
 
-    def rst_to_send(self, now_us: int) -> bytes:
-        """The whole frame that aborts the connection."""
-        return self._build(0, 0, self._next, ACK | RST, now_us)
-
     def _build(self, size: int, segment: int, sequence: int, flags: int, now_us: int) -> bytes:
         tsval = (self._clock_ms + now_us // 1000) & _MASK
         received = self._received & _MASK

@@ -57,7 +57,6 @@ HEADER_BYTES = HEADER.size
 ACK_BODY = struct.Struct("!QQ")
 RANGE = struct.Struct("!QQ")
 MAX_RANGES = 8
-MAX_CONTROL_BYTES = HEADER_BYTES + ACK_BODY.size + MAX_RANGES * RANGE.size
 MAX_PAYLOAD_BYTES = 256 << 10
 """What every receiver takes in one frame. A sender may be set to stay below that (`frame_max`)."""
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from workers.core.path import Path
     from workers.core.stream import Stream
 
-NO_SLOT = -1
-
 
 class SentFrame:
     """One frame. `slot` holds header and payload; a frame without payload has none and is built anew.

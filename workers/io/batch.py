@@ -184,13 +184,6 @@ class Batch:
                 return count
         return 0
 
-    def receive_run(self, sock: socket.socket) -> Run | None:
-        """Receive one datagram, or one run that the kernel has merged, into slot 0; None if nothing waits."""
-        if not self.receive(sock, 1):
-            return None
-        runs = self.runs()
-        return runs[0] if runs else None
-
     def runs(self) -> list[Run]:
         """What was received, in order, as runs of one source and size. To be called once, since it counts `too_large`.
 
