@@ -4,7 +4,7 @@
     ask HOST PORT SECONDS     round trips of 64 bytes, one after the other; prints quantiles as JSON
     send HOST PORT            sends as fast as it can until SIGTERM; prints how many bytes as JSON
 
-`ask` and `send` do what lines of standard input say: `connect` (which they answer by `connected`), `close`, and `go`.
+`ask` and `send` do what lines of standard input say: `connect` (which they answer by `connected`), and `go`.
 """
 
 import contextlib
@@ -48,19 +48,14 @@ def _answer(connection: socket.socket) -> None:
 
 
 def _connect(host: str, port: int) -> socket.socket:
-    """A connection that whoever tells us is content with."""
-    connection = None
-    for line in sys.stdin:
-        if line == "connect\n":
-            connection = socket.create_connection((host, port), timeout=10)
-            connection.settimeout(None)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            print("connected", flush=True)
-        elif connection is not None:
-            if line == "go\n":
-                return connection
-            connection.close()
-    raise SystemExit("nobody wants a connection")
+    """A connection, once that is wanted, and what is to be done with it is wanted, too."""
+    sys.stdin.readline()
+    connection = socket.create_connection((host, port), timeout=10)
+    connection.settimeout(None)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    print("connected", flush=True)
+    sys.stdin.readline()
+    return connection
 
 
 def ask(host: str, port: int, seconds: float) -> dict[str, float]:

@@ -27,6 +27,20 @@ def listener() -> socket.socket:
     return sock
 
 
+def test_who_waits_at_a_socket_that_is_replaced_during_a_pause_is_taken_after_it() -> None:
+    taken: list[socket.socket] = []
+    loop: Any = Loop()
+    old, new = listener(), listener()
+    acceptor = Acceptor(loop, "web", [old], lambda sock, address: taken.append(sock))
+    acceptor.pause()
+    with socket.create_connection(old.getsockname()):
+        acceptor.resume()
+        acceptor.replace([new])
+        assert len(taken) == 1
+    acceptor.close()
+    taken.pop().close()
+
+
 def test_who_waits_at_a_socket_that_is_replaced_is_taken() -> None:
     taken: list[socket.socket] = []
     loop: Any = Loop()

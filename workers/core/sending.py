@@ -125,8 +125,8 @@ class Sending:
         return not (self.acks or self.resends or self.answers or self.turns or stream.flow in self._blocked)
 
     def add_alone(self, stream: Stream, length: int, slot: int) -> SentFrame:
-        """As `add_data`, after `write_header`, for a stream that takes no part in the turns. Precondition:
-        `may_send_alone`."""
+        """As `add_data`, after `write_header`, for a stream that takes no part in the turns and of which
+        `may_send_alone` was true."""
         kept = self._add(stream, length, slot)
         self.virtual += length
         self.waiting.add(stream)

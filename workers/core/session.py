@@ -213,9 +213,8 @@ class SessionShare(Sending):
         return True
 
     def stream_of_next(self, header: Header, length: int) -> Stream | None:
-        """The stream of a DATA frame that is the very next there: its payload may be delivered at once and need not be
-        kept (`on_next`). None where that is not so: `receive` it.
-        """
+        """The stream of a DATA frame that is the very next there: it may be delivered at once (`on_next`). None where
+        that is not so: `receive` it."""
         stream = self.streams.get(header.flow)
         if not length or stream is None or stream.state not in RECEIVE_OPEN or header.flags & frame.BLOCKED:
             return None

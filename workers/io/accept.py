@@ -1,4 +1,4 @@
-"""Accepting: every worker watches the same listeners. Applications are taken one a wake-up, so that all workers get
+"""Accepting: workers watch the same listeners. Applications are taken one a wake-up, so that all workers that watch get
 even shares of them; stripes, which go to the worker of their index, `burst` at a time.
 
 What the kernel refuses for want of descriptors or memory is tried again a moment later, not at once: the connection
@@ -21,7 +21,8 @@ log = logging.getLogger("forwarder.accept")
 
 
 class Acceptor:
-    """Owns `listeners`. `take` gets each connection and its peer's address."""
+    """Owns `listeners`. `take` gets each connection and its peer's address. `is_short`: it paused for want of
+    descriptors or memory."""
 
     def __init__(
         self,
@@ -39,11 +40,13 @@ class Acceptor:
         self._listeners = listeners
         self._watchers = [loop.io(listener.fileno(), READ) for listener in listeners]
         self._paused = True
+        self.is_short = False
         self._warned_s = float("-inf")
         self.resume()
 
     def resume(self) -> None:
         """Watch again after a pause."""
+        self.is_short = False
         if self._paused:
             self._paused = False
             for watcher, listener in zip(self._watchers, self._listeners, strict=True):
@@ -57,6 +60,7 @@ class Acceptor:
                 return  # another worker was faster
             except OSError as error:
                 if error.errno in SHORTAGES:
+                    self.is_short = True
                     self.pause()
                     self.warn(str(error))
                 return

@@ -23,6 +23,8 @@ from workers.status import TunnelStatus
 
 MAX_WAITING = 4096
 """Applications that wait for the first stripe; more are refused."""
+FULL_US = 1_000_000
+"""So long after one was refused, workers without stripes accept as well."""
 
 log = logging.getLogger("forwarder.client")
 
@@ -85,6 +87,7 @@ class ClientTunnel:
         self._size()
         self._waiting: deque[tuple[int, socket.socket]] = deque()
         self._refused = 0
+        self._refused_us = -FULL_US
         self._told_busy_us = 0
         self._acceptor = Acceptor(context.loop, tunnel.name, listeners, self._on_application)
         self._departing = False
@@ -133,6 +136,7 @@ class ClientTunnel:
 
     def _refuse(self, sock: socket.socket) -> None:
         self._refused += 1
+        self._refused_us = clock_us()
         sockets.close_with_reset(sock)
 
     def _open(self, sock: socket.socket, owner: Owner) -> None:
@@ -150,6 +154,8 @@ class ClientTunnel:
 
     def on_time(self, now_us: int) -> None:
         """Every 100 ms."""
+        is_short = self._acceptor.is_short or self.session.share.pool.is_short
+        self.session.tell_full(is_short or now_us - self._refused_us < FULL_US)
         if self._is_others_turn:
             self._acceptor.pause()
         else:
@@ -176,9 +182,9 @@ class ClientTunnel:
 
     @property
     def _is_others_turn(self) -> bool:
-        """Whether applications are for workers that have stripes, since there are none here: each frame would cross
-        the mesh, which doubles a round trip and costs a bulk transfer a quarter more CPU."""
-        return not self.session.stripes and self.session.exchange.usable_elsewhere > 0
+        """Whether applications are for workers that have stripes, since there are none here: a round trip across the
+        mesh takes twice as long."""
+        return not self.session.stripes and self.session.exchange.is_wanted_elsewhere
 
     def update(self, tunnel: StripeClientTunnel, key: Key, listeners: list[socket.socket]) -> None:
         """New settings, for what is opened from now on. `listeners`: in place of the former ones, if there are any."""
@@ -189,6 +195,7 @@ class ClientTunnel:
         if (tunnel.auto, tunnel.somaxconn) != (before.auto, before.somaxconn):
             self._size()
         if listeners:
+            self._acceptor.resume()  # whoever waits at the former ones is taken by this worker, too
             self._acceptor.replace(listeners)
 
     def depart(self) -> None:

@@ -3,7 +3,7 @@
 1. `pump`: a stripe with room (`workers.io.lineup`), or another worker that has some (`_hand_out`); 2. then the next
 frame: a frame of another worker's flow, an answer, an ACK, what has to be sent again, new data; 3. `_next_data` reads
 the application only now, when a stripe is there to take its bytes; 4. what waits for a slow stripe while others idle is
-sent again (`workers.io.hedging`).
+sent again (`workers.io.hedging`). What comes alone has a shorter way (`workers.io.alone`).
 """
 
 from typing import Any
@@ -12,19 +12,16 @@ from workers.core import frame
 from workers.core.retain import SentFrame
 from workers.core.session import SessionShare
 from workers.core.stream import Stream
+from workers.io.alone import PIGGYBACK_FRAMES, SMALL_BYTES, Alone
 from workers.io.context import Context, clock_us
 from workers.io.endpoint import Endpoint
-from workers.io.exchange import Exchange, Guest, RemoteStripes
+from workers.io.exchange import Exchange, RemoteStripes
 from workers.io.hedging import Hedging
 from workers.io.lineup import Lineup
 from workers.io.stripe import Stripe
 from workers.shm.arena import Side
 from workers.shm.layout import EGRESS_BYTES, SLOT_BYTES
 
-SMALL_BYTES = SLOT_BYTES[0] - frame.HEADER_BYTES
-"""What is read of an application at first: a whole frame's slot would be too much for a request."""
-PIGGYBACK_FRAMES = 8
-"""An ACK of so many frames leaves along with data, before it is due: alone it costs a send and a wake-up."""
 LARGE_US = 250_000
 """Another worker's frame is too large for a stripe that would take so long to send it."""
 URGENT_BYTES = 16 << 10
@@ -41,16 +38,15 @@ class Egress:
         self._share = share
         self._stripes = stripes
         self._exchange = exchange
-        exchange.pass_guest = self.pass_guest
         self.lineup = Lineup(stripes)
-        self._pumping = False
+        self.pumping = False
         self._armed = False
         self._ack_timer: Any = None
         self._ack_timer_active = False
-        self._hedging = Hedging(context, share, exchange, self)
+        self.hedging = Hedging(context, share, exchange, self)
         self._next_turn = context.loop.timer(0)
-        self._spare = -1
-        self._spare_view = memoryview(b"")
+        self.alone = Alone(context, share, exchange, self)
+        exchange.pass_guest = self.alone.pass_guest
 
     # Frames
 
@@ -59,75 +55,6 @@ class Egress:
         if not self._armed:
             self._armed = True
             self._context.loop.run_callback(self._pump_later)
-
-    def send_alone(self, endpoint: Endpoint) -> bool:
-        """Send the few bytes that an application has just written, where nothing else is to be sent; False if something
-        is, or more may come.
-
-        What `pump` would do in twice the time: a request or a keystroke comes alone.
-        """
-        share, exchange, stream = self._share, self._exchange, endpoint.stream
-        if endpoint.expected_bytes > SMALL_BYTES or self._pumping or exchange.guests or exchange.small_guests:
-            return False
-        stripe = self.lineup.at_hand()
-        remote = exchange.remote_with_room() if not self._stripes else None
-        if (stripe is None and remote is None) or not share.may_send_alone(stream):
-            return False
-        size = stream.sendable(SMALL_BYTES) if stream.unacked_frames < PIGGYBACK_FRAMES else 0
-        if not size or (self._spare < 0 and not self._take_spare()):
-            return False
-        view = self._spare_view
-        count = self._read(stream, view[frame.HEADER_BYTES : frame.HEADER_BYTES + size])
-        if count <= 0:
-            self.pump()
-            return True
-        slot, self._spare = self._spare, -1
-        share.write_header(stream, count, view)
-        if stripe is not None:
-            stripe.send_now(view[: frame.HEADER_BYTES + count])  # it is on its way before it is entered in the books
-            self._context.give_way()
-            self._on_sent_alone(share.add_alone(stream, count, slot), stripe)
-        elif remote is not None:
-            kept = share.add_alone(stream, count, slot)
-            exchange.give_now(remote, slot, frame.HEADER_BYTES + count, stream.flow, kept.offset, kept.kind)
-            self._context.give_way()
-            share.on_sent(kept, remote.handed, clock_us())
-        endpoint.expected_bytes = 4 * count
-        self._hedging.arm()
-        self._take_spare()
-        return True
-
-    def _take_spare(self) -> bool:
-        """Set a small slot aside for the next frame that comes alone: it should not wait for one."""
-        self._spare = self._allocate(SMALL_BYTES)
-        if self._spare >= 0:
-            self._spare_view = self._context.memory.arena.view(self._spare)
-        return self._spare >= 0
-
-    def on_time(self) -> None:
-        """Every 100 ms."""
-        if self._spare >= 0:
-            self._context.memory.arena.release(self._spare)
-            self._spare = -1
-
-    def _on_sent_alone(self, kept: SentFrame, stripe: Stripe) -> None:
-        share, now_us = self._share, clock_us()
-        assert stripe.path is not None
-        share.on_sent(kept, stripe.path, now_us)
-        if share.turns.pass_alone(kept.stream, kept.length, now_us):
-            self.lineup.on_light(now_us)
-        else:
-            self.lineup.on_heavy(now_us)
-
-    def pass_guest(self, guest: Guest) -> bool:
-        """Send a small frame of another worker's at once, where nothing else is to be sent; False if something is."""
-        if self._pumping or self._exchange.has_guests or self._share.has_work:
-            return False
-        stripe = self.lineup.at_hand()
-        if stripe is None:
-            return False
-        self._exchange.send_guest(guest, stripe, now=True)
-        return True
 
     def _pump_later(self) -> None:
         self._armed = False
@@ -141,9 +68,9 @@ class Egress:
 
     def pump(self) -> None:
         """Send as long as there is something to send and a stripe with room."""
-        if self._pumping:
+        if self.pumping:
             return
-        self._pumping = True
+        self.pumping = True
         share, exchange = self._share, self._exchange
         most = share.bytes_out + PUMP_BYTES
         try:
@@ -159,10 +86,10 @@ class Egress:
                 self._go_on()
             self.flush()
         finally:
-            self._pumping = False
+            self.pumping = False
         if not self._ack_timer_active and share.next_due_us is not None:
             self._arm_ack_timer()
-        self._hedging.arm()
+        self.hedging.arm()
 
     def _send_next(self) -> bool:
         """Send one frame where it is best off; False if there is none, or nowhere to send it."""
@@ -277,7 +204,7 @@ class Egress:
             return True
         self.lineup.on_light(now_us)
         if self.lineup.for_copy() not in (None, stripe):
-            self._hedging.copy_later(kept, now_us)
+            self.hedging.copy_later(kept, now_us)
         return True
 
     def _hand_out(self) -> bool:
@@ -330,7 +257,7 @@ class Egress:
             share.on_blocked(stream, clock_us())
             endpoint.pause()
             return None
-        slot = self._allocate(size)
+        slot = self.allocate(size)
         if slot < 0:
             memory.starved = True
             share.on_drained(stream)
@@ -338,7 +265,7 @@ class Egress:
             endpoint.pause()
             return None
         view = memory.arena.view(slot)
-        count = self._read(stream, view[frame.HEADER_BYTES : frame.HEADER_BYTES + size])
+        count = self.read(stream, view[frame.HEADER_BYTES : frame.HEADER_BYTES + size])
         if count <= 0:
             memory.arena.release(slot)
             return None
@@ -354,13 +281,13 @@ class Egress:
             endpoint.pause()
         return kept
 
-    def _allocate(self, size: int) -> int:
+    def allocate(self, size: int) -> int:
         """A slot for a frame with `size` bytes of payload; -1 if the session has had its part, or none is left."""
         if self._share.kept_bytes >= EGRESS_BYTES // (1 + self._context.sessions):
             return -1
         return self._context.memory.arena.allocate(size + frame.HEADER_BYTES, Side.EGRESS)
 
-    def _read(self, stream: Stream, view: memoryview) -> int:
+    def read(self, stream: Stream, view: memoryview) -> int:
         """Bytes that the application had; 0 or -1 if it had none, after telling the share why."""
         endpoint: Endpoint = stream.endpoint
         try:
@@ -405,8 +332,8 @@ class Egress:
 
     def close(self) -> None:
         """Send nothing more."""
-        self.on_time()
-        self._hedging.close()
+        self.alone.give_back()
+        self.hedging.close()
         self._next_turn.close()
         if self._ack_timer is not None:
             self._ack_timer.close()

@@ -39,6 +39,7 @@ class RemoteStripes:
     __slots__ = (
         "far",
         "frame_bytes",
+        "full",
         "handed",
         "least_us",
         "outstanding",
@@ -60,6 +61,7 @@ class RemoteStripes:
         self.rtt_us = 0
         self.outstanding = 0
         self.far: Owner | None = None
+        self.full = False
         self.frame_bytes = min(FRAME_INITIAL, frame_max_bytes)
         self.handed = Path(peer.slot, -1, 0)
         self.paths: dict[tuple[int, int], Path] = {}
@@ -140,9 +142,9 @@ class Exchange:
         return sum(remote.usable for remote in self._remotes.values())
 
     @property
-    def usable_elsewhere(self) -> int:
-        """Those of workers that do not retire."""
-        return sum(remote.usable for remote in self._remotes.values() if not remote.peer.is_retiring)
+    def is_wanted_elsewhere(self) -> bool:
+        """Whether a worker that has usable stripes takes applications."""
+        return any(each.usable and not (each.full or each.peer.is_retiring) for each in self._remotes.values())
 
     @property
     def rtt_us(self) -> int:
@@ -180,13 +182,14 @@ class Exchange:
         """Send a worker a descriptor of this session, with the fields of `Peer.send`."""
         peer.send(kind, tunnel=self.tunnel.index, session=self._number, lazy=lazy, **fields)
 
-    def tell_carriers(self, peer: Peer, far: Owner | None, rtt_us: int, usable: int) -> None:
-        """Tell a worker how many stripes we have, how many of them do not stall, how long their round trip takes, and
-        where one of them leads."""
+    def tell_carriers(self, peer: Peer, far: Owner | None, rtt_us: int, usable: int, full: bool) -> None:
+        """Tell a worker how many stripes we have, how many of them do not stall, how long their round trip takes, where
+        one of them leads, and whether we have room for more applications."""
         slot, serial, boot_id = far or (0, 0, 0)
         self.tell(
             peer,
             mesh.CARRIERS,
+            flags=full,
             flow=boot_id,
             offset=rtt_us,
             length=self._key_index,
@@ -207,7 +210,7 @@ class Exchange:
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
         """LOST, STALLED or CARRIERS of this session."""
-        kind, _, _, _, _, flow, offset, _, carrier, value, value2 = descriptor
+        kind, flags, _, _, _, flow, offset, _, carrier, value, value2 = descriptor
         remote = self.remote(peer)
         if kind == mesh.LOST:
             path = remote.paths.pop((carrier, value), None)
@@ -222,6 +225,7 @@ class Exchange:
         elif kind == mesh.CARRIERS:
             remote.up, remote.usable, remote.rtt_us = carrier, value2, offset if carrier else 0
             remote.far = (value >> 32, value & 0xFFFFFFFF, flow) if carrier else None
+            remote.full = bool(flags)
         else:
             self._context.mesh.dropped_descriptors += 1
 
@@ -360,7 +364,6 @@ class Exchange:
             return
         if now:
             stripe.send_now(view)
-            self._context.give_way()
         else:
             stripe.send(view)
         self.tell(

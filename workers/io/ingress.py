@@ -1,7 +1,7 @@
 """What becomes of a session's frames that a stripe of this worker has opened, or another worker has handed in.
 
 1. `receive`: a frame of a stream that this worker owns goes to the share; a small one that is the next of its stream
-   goes to the application at once (`_pass_on`);
+   goes to the application at once (`pass_on`);
 2. `hand_in`: a frame of another worker's stream is lent to that worker in its slot;
 3. `on_handed_in`: there it comes out of the mesh.
 """
@@ -61,9 +61,9 @@ class Ingress:
             piece = Piece(None, slot, payload)
         self._receive(header, piece, length, now_us)
 
-    def pass_on(self, header: frame.Header, view: memoryview, now_us: int) -> bool:
+    def pass_on(self, header: frame.Header, view: memoryview, now_us: int, alone: bool) -> bool:
         """Give the payload of a small DATA frame to the application without keeping it, if it is the next and nothing
-        is queued; False, and nothing has changed, if not."""
+        is queued; False, and nothing has changed, if not. alone: nothing else came along with it."""
         share, payload = self._share, view[frame.HEADER_BYTES :]
         length = len(payload)
         stream = share.stream_of_next(header, length)
@@ -71,7 +71,8 @@ class Ingress:
         sent = endpoint.send_now(payload) if endpoint is not None else None
         if stream is None or endpoint is None or sent is None:
             return False
-        self._context.give_way()  # the application has it before it is entered in the books
+        if alone:
+            self._context.give_way()  # the application has it before it is entered in the books
         share.on_next(stream, length, now_us)
         if sent < 0:
             endpoint.fail()
@@ -124,7 +125,6 @@ class Ingress:
             self._exchange.tell(peer, mesh.IN, slot=slot, length=length, carrier=self._key_index, value=origin)
         else:
             self._exchange.hand_in_now(peer, slot, length, origin)
-            self._context.give_way()
         memory.arena.release(slot)
 
     def on_handed_in(self, peer: Peer, slot: int, length: int, origin: int) -> None:
@@ -139,7 +139,7 @@ class Ingress:
                 peer.return_slot(slot)
                 raise
             payload = view[frame.HEADER_BYTES :]
-            if header.kind == frame.DATA and length <= SCRATCH_BYTES and self.pass_on(header, view, clock_us()):
+            if header.kind == frame.DATA and length <= SCRATCH_BYTES and self.pass_on(header, view, clock_us(), False):
                 peer.return_slot(slot, lazy=True)
             elif header.kind != frame.DATA or not payload:
                 body = bytes(payload)

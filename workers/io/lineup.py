@@ -46,6 +46,11 @@ class Lineup:
         self._least_us = 0
         self._quick_bps = 0.0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no stripes here."""
+        return not self._stripes
+
     def make_ready(self, stripe: Stripe) -> None:
         """`stripe` may have room."""
         if stripe.in_ready or stripe.closed or stripe in self._express:

@@ -33,13 +33,14 @@ TOUCHED   flow's worker     -           flow            -                 -     
 CLOSED    all               -           flow            -                 -           -              -
 
 OUT with flag 1 wants its BOUND at once, since no further frame may be handed over before. BOUND with flag 0 means that
-the frame was not sent and comes back. IDLE, which names no session, means that the sender drains and has no streams
-left, or, with flag 1, none in that tunnel, which is to go; LOAD, that the sender has some. REPLACED: the sender has a
-stripe in place of the receiver's. SEATS, which names no session, tells the sender's generation: with flag 1 it retires,
-with flag 2 it has let go of all ports and of its applications' datagram sockets, with flag 4 handed on its
-conversations. RELEASED, which names no session: the sender has let go of that carrier's port. STARTED, which names no
-session: the sender has just begun with that tunnel, and has to learn what a new worker learns. `tunnel` is the tunnel's
-index. Unknown kinds, and slots and lengths outside the arena, are counted and dropped.
+the frame was not sent and comes back. CARRIERS with flag 1: the sender has no room for more applications. IDLE, which
+names no session, means that the sender drains and has no streams left, or, with flag 1, none in that tunnel, which is
+to go; LOAD, that the sender has some. REPLACED: the sender has a stripe in place of the receiver's. SEATS, which names
+no session, tells the sender's generation: with flag 1 it retires, with flag 2 it has let go of all ports and of its
+applications' datagram sockets, with flag 4 handed on its conversations. RELEASED, which names no session: the sender
+has let go of that carrier's port. STARTED, which names no session: the sender has just begun with that tunnel, and has
+to learn what a new worker learns. `tunnel` is the tunnel's index. Unknown kinds, and slots and lengths outside the
+arena, are counted and dropped.
 """
 
 from collections import deque

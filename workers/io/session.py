@@ -5,7 +5,6 @@ between workers in `workers.io.exchange`, what keeps stripes alive in `workers.i
 """
 
 import logging
-from time import monotonic_ns
 from typing import Any
 
 from workers.core import frame
@@ -44,7 +43,6 @@ class Session:
         self.context = context
         self.tunnel = tunnel
         self.number = number
-        self._slot = context.slot
         self.key_index = key_index
         self.peer_text = ""
         self.share = SessionShare(
@@ -67,6 +65,7 @@ class Session:
         self._next_owner = 0
         self._generation = 0
         self._moving = False
+        self.full = False
         self._dirty: list[Endpoint] = []
         self._sent_before = 0
         self._sent_bps = 0.0
@@ -159,7 +158,16 @@ class Session:
 
     def _tell_carriers(self, peer: Peer) -> None:
         live = self.liveness
-        self.exchange.tell_carriers(peer, self._owners[0] if self._owners else None, live.rtt_us, live.usable)
+        self.exchange.tell_carriers(
+            peer, self._owners[0] if self._owners else None, live.rtt_us, live.usable, self.full
+        )
+
+    def tell_full(self, full: bool) -> None:
+        """Let the other workers know whether this one has room for more applications."""
+        if full != self.full:
+            self.full = full
+            for peer in self.context.mesh.peers.values():
+                self._tell_carriers(peer)
 
     # Workers of this end come and go
 
@@ -184,7 +192,7 @@ class Session:
 
     def on_frame(self, stripe: Stripe, slot: int, view: memoryview) -> None:
         """See StripeOwner. The frame goes to the worker that its flow id names."""
-        now_us = stripe.received_us = monotonic_ns() // 1000
+        now_us = stripe.received_us = clock_us()
         memory = self.context.memory
         try:
             header = frame.unpack(view)
@@ -196,17 +204,12 @@ class Session:
             self._on_carrier_frame(stripe, header, now_us)
             return
         worker = frame.flow_slot(header.flow, self.share.end)
-        if worker == self._slot:
-            if (
-                slot < 0
-                and header.kind == frame.DATA
-                and not stripe.more
-                and self.ingress.pass_on(header, view, now_us)
-            ):
-                return
-            self.ingress.receive(header, slot, view, now_us)
-        else:
+        if worker != self.context.slot:
             self.ingress.hand_in(stripe, worker, header, slot, view, now_us)
+            return
+        is_alone = slot < 0 and header.kind == frame.DATA and not stripe.more
+        if not is_alone or not self.ingress.pass_on(header, view, now_us, True):
+            self.ingress.receive(header, slot, view, now_us)
 
     def _on_carrier_frame(self, stripe: Stripe, header: frame.Header, now_us: int) -> None:
         kind = header.kind
@@ -289,7 +292,7 @@ class Session:
 
     def on_readable(self, endpoint: Endpoint) -> None:
         """See EndpointOwner."""
-        if self.egress.send_alone(endpoint):
+        if self.egress.alone.send(endpoint):
             return
         self.share.on_readable(endpoint.stream)
         self.egress.pump()
@@ -356,7 +359,7 @@ class Session:
         self.parting.on_time(now_us)
         self._sent_bps = (self.share.bytes_out - self._sent_before) * 8 / TICK_S
         self._sent_before = self.share.bytes_out
-        self.egress.on_time()
+        self.egress.alone.give_back()
         self._follow_trips()
         self.far_end.on_time()
         if self.share.has_work or self.exchange.has_guests:

@@ -14,7 +14,7 @@ differences.
 
 At birth both eventfds are 0 and the producer holds all descriptors. At any moment
 
-    producer's space + pending + published + consumer's untaken + freed = RING_CAPACITY,
+    producer's space + pending + published + consumer's untaken + taken and not yet told + freed = RING_CAPACITY,
 
 so a count that would make the sum larger proves that the other side is broken.
 

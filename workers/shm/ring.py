@@ -3,8 +3,8 @@
 1. push     the producer writes descriptors into entries that it holds;
 2. flush    it adds their number to the eventfd `published`;
 3. take     the consumer reads that number, copies so many descriptors out,
-4.          and adds their number, a quarter of the ring at a time, to the eventfd `freed`, where push finds it when it
-            runs out of space: three quarters at least.
+4.          and adds their number to the eventfd `freed`, once it is a quarter of the ring: push looks there only when
+            it has no space left, and then finds all of what was taken but less than a quarter of the ring.
 
 Memory ordering, with the partners by name. eventfd_write and eventfd_read (fs/eventfd.c) change the count under one
 spinlock: unlocking releases what the writer did before, locking acquires it for the reader who sees that count.
@@ -154,7 +154,7 @@ class RingConsumer:
         """
         if self._ready < limit:
             self._ready += _take_count(self._published)  # A
-            if self._ready > self._capacity:
+            if self._ready + self._taken > self._capacity:
                 raise RingCorrupt(f"more ring entries published than exist: count={self._ready}")
         count = min(self._ready, limit)
         if not count:
