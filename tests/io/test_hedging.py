@@ -18,16 +18,18 @@ STREAM = cast(Any, None)
 
 
 class Sender:
-    """Stands for the session's egress. `second`: what is kept for copies."""
+    """Stands for the session's egress. `second`: what is kept for copies; `third`: for another."""
 
     def __init__(self) -> None:
         self.second: object | None = "second"
-        self.lineup = cast(Any, SimpleNamespace(for_copy=lambda: self.second, quickest=lambda: None))
+        self.third: object | None = None
+        kept = {1: lambda: self.second, 2: lambda: self.third, 3: lambda: None}
+        self.lineup = cast(Any, SimpleNamespace(for_copy=lambda number: kept[number](), quickest=lambda: None))
         self.sent: list[tuple[float, SentFrame]] = []
         self.flushed = 0
 
     def send_again(self, kept: SentFrame, stripe: Stripe) -> None:
-        assert cast(object, stripe) == self.second
+        assert cast(object, stripe) == (self.second if kept.sends == 1 else self.third)
         kept.sends += 1
         self.sent.append((time.monotonic(), kept))
 
@@ -64,6 +66,18 @@ def test_copy_follows_a_moment_later_and_only_one() -> None:
     hedging.copy_later(again := sent_frame(), clock_us())
     gevent.sleep(5 * COPY_S)
     assert sender.sent[-1][1] is again
+    hedging.close()
+
+
+def test_copies_go_on_each_stripe_that_is_kept_for_them_one_after_the_other() -> None:
+    sender = Sender()
+    sender.third = "third"
+    hedging, kept = hedging_of(sender), sent_frame()
+    begun = time.monotonic()
+    hedging.copy_later(kept, clock_us())
+    gevent.sleep(6 * COPY_S)
+    times = [when - begun for when, each in sender.sent if each is kept]
+    assert len(times) == 2 and times[0] >= 0.9 * COPY_S and times[1] >= 1.8 * COPY_S
     hedging.close()
 
 

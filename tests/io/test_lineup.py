@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from workers.io.lineup import EXPRESS_STRIPES, FULL_MAX, LOSSY, SLOW_US, SPARED_TWO, TOGETHER_US, Lineup
+import pytest
+
+from workers.io.lineup import EXPRESS_STRIPES, FULL_MAX, LOSSY, SLOW_US, SPARED, TOGETHER_US, Lineup
 from workers.io.stripe import Stripe
 
 MS = 1000
@@ -195,22 +197,31 @@ def lossy_lineup(count: int) -> tuple[list[Carrier], Lineup]:
 
 
 def test_small_frames_have_a_second_stripe_where_packets_get_lost() -> None:
-    carriers, lineup = lossy_lineup(SPARED_TWO)
+    carriers, lineup = lossy_lineup(SPARED[0])
     assert as_carrier(lineup.for_small()) is carriers[0]
     assert as_carrier(lineup.for_copy()) is carriers[1]
     used = []
     while (stripe := as_carrier(lineup.with_room(True))) is not None:
         stripe.room = 0
         used.append(stripe.index)
-    assert sorted(used) == list(range(2, SPARED_TWO)), "two, and no third"
+    assert sorted(used) == list(range(2, SPARED[0])), "two, and no third"
+    assert lineup.for_copy(2) is None
     lineup.on_heavy(NOW_US + TOGETHER_US + 1)
     assert lineup.for_small() is None and lineup.for_copy() is None
 
 
+@pytest.mark.parametrize(("count", "spared"), [(SPARED[1] - 1, 1), (SPARED[1], 2), (SPARED[2], 3)])
+def test_more_copies_where_more_stripes_can_be_spared(count: int, spared: int) -> None:
+    carriers, lineup = lossy_lineup(count)
+    lineup.on_light(NOW_US)
+    copies = [as_carrier(lineup.for_copy(number)) for number in range(1, 5)]
+    assert copies == carriers[1 : 1 + spared] + [None] * (4 - spared)
+
+
 def test_second_stripe_is_not_spared_without_loss_or_where_stripes_are_few() -> None:
-    carriers, lineup = lossy_lineup(SPARED_TWO - 1)
+    carriers, lineup = lossy_lineup(SPARED[0] - 1)
     assert lineup.for_small() is not None and lineup.for_copy() is None
-    carriers, lineup = lossy_lineup(SPARED_TWO)
+    carriers, lineup = lossy_lineup(SPARED[0])
     for each in carriers:
         each.info.loss = LOSSY
     lineup.forget(cast(Stripe, carriers[1]))
@@ -220,7 +231,7 @@ def test_second_stripe_is_not_spared_without_loss_or_where_stripes_are_few() -> 
 
 
 def test_second_stripe_serves_bulk_again_when_loss_is_over() -> None:
-    carriers, lineup = lossy_lineup(SPARED_TWO)
+    carriers, lineup = lossy_lineup(SPARED[0])
     carriers[-1].info.loss = 0.0
     lineup.on_time(0, 0.0)
     lineup.on_light(NOW_US)
@@ -229,7 +240,7 @@ def test_second_stripe_serves_bulk_again_when_loss_is_over() -> None:
 
 
 def test_second_stripe_that_stalls_gets_no_copies_and_follows_on_the_first() -> None:
-    carriers, lineup = lossy_lineup(SPARED_TWO)
+    carriers, lineup = lossy_lineup(SPARED[0])
     carriers[1].stalled = True
     assert lineup.for_copy() is None
     carriers[1].stalled = False

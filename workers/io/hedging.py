@@ -1,6 +1,7 @@
 """Hedging: frames that are sent a second time before it is known that they are lost.
 
-1. `copy_later`: a small frame beside a bulk transfer, where packets get lost, a moment later on a second stripe;
+1. `copy_later`: a small frame beside a bulk transfer, where packets get lost, a moment later on a second stripe, and on
+   a third where there are many;
 2. `arm`: what waits for a slow stripe while others idle, on one of those.
 """
 
@@ -17,8 +18,9 @@ from workers.io.stripe import Stripe
 HEDGE_S = 0.01
 HEDGE_FRAMES = 64
 """Frames sent again in one turn."""
-COPY_S = 0.004
+COPY_S = 0.003
 """How much later the copy follows: a queue that is too full for one packet is so for the next."""
+COPY_US = int(COPY_S * 1e6)
 COPIES_MAX = 64
 """Frames that wait to be copied; they are small and few, or none is."""
 
@@ -47,23 +49,24 @@ class Hedging:
         self._sender = sender
         self._timer = context.loop.timer(HEDGE_S, HEDGE_S)
         self._armed = False
-        self._copies: deque[tuple[int, SentFrame]] = deque()
+        self._copies: deque[tuple[int, int, SentFrame]] = deque()
         self._copy_timer = context.loop.timer(COPY_S, COPY_S)
 
     def copy_later(self, kept: SentFrame, now_us: int) -> None:
-        """Send `kept`, which was sent just now, on the stripe for copies as well, if it is not received by then."""
+        """Send `kept`, which was sent just now, on the stripes for copies as well, until it is received."""
         if len(self._copies) < COPIES_MAX:
-            self._copies.append((now_us + int(COPY_S * 1e6), kept))
+            self._copies.append((now_us + COPY_US, 1, kept))
             if len(self._copies) == 1:
                 self._copy_timer.again(self._copy)
 
     def _copy(self) -> None:
         copies, now_us = self._copies, clock_us()
         while copies and copies[0][0] <= now_us:
-            kept = copies.popleft()[1]
-            stripe = self._sender.lineup.for_copy()
-            if stripe is not None and not kept.done and kept.sends == 1 and not kept.queued:
+            _, number, kept = copies.popleft()
+            stripe = self._sender.lineup.for_copy(number)
+            if stripe is not None and not kept.done and kept.sends == number and not kept.queued:
                 self._sender.send_again(kept, stripe)
+                copies.append((now_us + COPY_US, number + 1, kept))
         if not copies:
             self._copy_timer.stop()
         self._sender.flush()
