@@ -1,6 +1,10 @@
 """Spray tunnels as others see them: a router that translates addresses and drops what is not TCP as it should be, and
-an observer of the wire."""
+an observer of the wire.
 
+FORWARDER_TEST_TOTAL_BYTES is how much passes the observer (default: what does in a second).
+"""
+
+import os
 import struct
 import time
 from collections import Counter
@@ -20,6 +24,7 @@ HEAL_S = 3.0
 PORTS = 4
 MSS, SCALE, SACK, TIMESTAMPS = 2, 3, 4, 8
 BARE = 1 / 1000
+TOTAL_BYTES = int(os.environ.get("FORWARDER_TEST_TOTAL_BYTES", "0"))
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -87,6 +92,7 @@ def carriers(pair: SprayPair, end: str) -> list[dict[str, Any]]:
 # On the wire
 
 
+@pytest.mark.deadline(120 + TOTAL_BYTES // 5_000_000)
 @pytest.mark.parametrize("version", [4, 6])
 def test_observer_sees_real_handshakes_few_bare_acknowledgements_and_no_reset(
     lab: Lab, backend: str, version: int
@@ -103,7 +109,7 @@ def test_observer_sees_real_handshakes_few_bare_acknowledgements_and_no_reset(
             target.settimeout(0.2)
             counts, segments = Counter[str](), 0
             until_s = time.monotonic() + 1
-            while time.monotonic() < until_s:
+            while time.monotonic() < until_s or segments * 1300 < TOTAL_BYTES:
                 for _ in range(64):
                     application.send(bytes(1300))
                 for each in seen(observer):
