@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 from forwarder import config
-from forwarder.child import run_worker
-from forwarder.supervisor import run
+from forwarder.launch import run
+from forwarder.source import Source
 from workers.io import fake_handshake
 
 if __name__ == "__main__":
     _, size, command, option, name = sys.argv
     assert (command, option) == ("start", "-c")
     vars(fake_handshake).update(WINDOW_BYTES=int(size))
-    sys.exit(run(config.load(Path(name)).settings, Path(name), worker_main=run_worker))
+    sys.exit(run(config.load(Path(name)).settings, Source(Path(name))))
