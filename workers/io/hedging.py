@@ -1,7 +1,7 @@
 """Hedging: frames that are sent a second time before it is known that they are lost.
 
-1. `copy_later`: a small frame beside a bulk transfer, where packets get lost, a moment later on a second stripe, and on
-   a third where there are many;
+1. `copy_later`: a small frame beside a bulk transfer, where packets get lost, a moment later on a second stripe, and so
+   on as far as stripes are kept for that (`Lineup.for_copy`);
 2. `arm`: what waits for a slow stripe while others idle, on one of those.
 """
 

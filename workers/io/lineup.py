@@ -197,7 +197,7 @@ class Lineup:
         return express[0] if express and express[0].takes_small else None
 
     def for_copy(self, number: int = 1) -> Stripe | None:
-        """The stripe for a copy of a small frame, the first or the second one, where packets get lost; or None."""
+        """The stripe for that copy of a small frame, from 1 on, where packets get lost; None for no such copy."""
         stripe = self._express[number] if len(self._express) > number else None
         return stripe if stripe is not None and stripe.takes_small and not is_stalled(stripe) else None
 

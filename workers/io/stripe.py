@@ -216,9 +216,9 @@ class Stripe(Receiving):
             self.flush()
 
     def send_now(self, frame: memoryview) -> None:
-        """`send` and `flush` in one, for a small frame that has come alone."""
+        """`send` and `flush` in one, for a small frame that has come alone. Precondition: `has_budget`."""
         staging = self._staging
-        if staging.stripe is not None or self._pending is not None:
+        if staging.stripe is not None:
             self.send(frame)
             self.flush()
             return
