@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from workers.io.lineup import EXPRESS_STRIPES, FULL_MAX, LOSSY, SLOW_US, SPARED, TOGETHER_US, Lineup
+from workers.io.lineup import EXPRESS_STRIPES, FAR_US, FULL_MAX, LOOK, LOSSY, SLOW_US, SPARED, TOGETHER_US, Lineup
 from workers.io.stripe import Stripe
 
 MS = 1000
@@ -15,13 +15,13 @@ NOW_US = 100 * TOGETHER_US
 class Carrier:
     """What a lineup asks of a stripe. `room`: frames that it still takes."""
 
-    def __init__(self, index: int, trip_us: int = 10 * MS, rate_bps: float = 10e6) -> None:
+    def __init__(self, index: int, trip_us: int = MS, rate_bps: float = 10e6) -> None:
         self.index, self.trip_us, self.rate_bps = index, trip_us, rate_bps
         self.room = 1
         self.unsent = 0
         self.is_fast = False
         self.in_ready = self.slow = self.stalled = self.closed = False
-        self.takes_small = True
+        self.takes_small = self.is_clear = True
         self.received_us = 0
         self.path = None
         self.info = SimpleNamespace(unacked_bytes=1000 * index, loss=0.0)
@@ -342,3 +342,40 @@ def test_the_stripe_at_hand_is_the_next_if_nothing_speaks_against_it() -> None:
     carriers[1].stalled, carriers[1].slow = False, True
     assert lineup.at_hand() is None
     assert lineup_of().at_hand() is None
+
+
+def test_small_frames_far_away_take_a_stripe_where_nothing_waits() -> None:
+    carriers = [Carrier(index, FAR_US) for index in range(LOOK + 2)]
+    lineup = lineup_of(*carriers)
+    assert as_carrier(lineup.at_hand()) is carriers[-1]
+    assert as_carrier(lineup.for_small()) is carriers[-1]
+    carriers[-1].is_clear = carriers[-2].is_clear = False
+    carriers[-3].slow = carriers[-4].stalled = True
+    assert lineup.at_hand() is None
+    assert as_carrier(lineup.for_small()) is carriers[-5]
+    assert as_carrier(lineup.with_room(True)) is carriers[-1], "the order of the others stays"
+    for each in carriers[2:]:
+        each.is_clear = False
+    assert lineup.for_small() is None, "only a few are asked"
+
+
+def test_nobody_asks_the_kernel_where_the_other_end_is_near() -> None:
+    carrier = Carrier(0, FAR_US - 1)
+    carrier.is_clear = False
+    lineup = lineup_of(carrier)
+    assert as_carrier(lineup.at_hand()) is carrier
+    assert lineup.for_small() is None
+
+
+def test_small_frames_take_the_express_stripe_where_nothing_waits() -> None:
+    carriers, lineup = lossy_lineup(SPARED[0])
+    for each in carriers:
+        each.trip_us = FAR_US
+    first, second = as_carrier(lineup.for_small()), as_carrier(lineup.for_copy())
+    first.is_clear = False
+    assert as_carrier(lineup.for_small()) is second
+    assert as_carrier(lineup.for_copy()) is first, "copies go on the other"
+    second.is_clear = False
+    assert as_carrier(lineup.for_small()) is second, "none is clear: it stays"
+    second.takes_small = False
+    assert lineup.for_small() is None

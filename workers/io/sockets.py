@@ -41,10 +41,12 @@ _CLOSE_NORMALLY = struct.pack("=ii", 0, 0)
 
 # struct tcp_info of linux/tcp.h, at least up to tcpi_delivery_rate (Linux 4.9).
 _TCP_INFO_BYTES = 168
-_RTT = struct.Struct("=I")
+_U32 = struct.Struct("=I")
 _RTT_AT, _MSS_AT, _CWND_AT, _UNACKED_AT, _RETRANS_AT, _SEGS_OUT_AT = 68, 16, 80, 24, 100, 136
 _DELIVERY_RATE_AT, _APP_LIMITED_AT = 160, 7
 _TIMEOUTS_AT = 2
+_STATE_AT, _NOT_SENT_AT = 1, 144
+_STATE_OPEN = 0
 _U64 = struct.Struct("=Q")
 
 
@@ -73,12 +75,12 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
         return None
     if len(raw) < _TCP_INFO_BYTES:
         return None
-    (rtt_us,) = _RTT.unpack_from(raw, _RTT_AT)
-    (mss,) = _RTT.unpack_from(raw, _MSS_AT)
-    (cwnd,) = _RTT.unpack_from(raw, _CWND_AT)
-    (unacked,) = _RTT.unpack_from(raw, _UNACKED_AT)
-    (retrans,) = _RTT.unpack_from(raw, _RETRANS_AT)
-    (segments,) = _RTT.unpack_from(raw, _SEGS_OUT_AT)
+    (rtt_us,) = _U32.unpack_from(raw, _RTT_AT)
+    (mss,) = _U32.unpack_from(raw, _MSS_AT)
+    (cwnd,) = _U32.unpack_from(raw, _CWND_AT)
+    (unacked,) = _U32.unpack_from(raw, _UNACKED_AT)
+    (retrans,) = _U32.unpack_from(raw, _RETRANS_AT)
+    (segments,) = _U32.unpack_from(raw, _SEGS_OUT_AT)
     (delivery,) = _U64.unpack_from(raw, _DELIVERY_RATE_AT)
     return TcpInfo(
         rtt_us=rtt_us,
@@ -94,6 +96,23 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
 def unsent_bytes(sock: socket.socket) -> int:
     """Bytes that wait in the kernel and were not sent once. Raises OSError on a dead socket."""
     return int(_INT.unpack(fcntl.ioctl(sock.fileno(), SIOCOUTQNSD, b"\0\0\0\0"))[0])
+
+
+def is_clear(sock: socket.socket) -> bool:
+    """Whether what is written now leaves at once and nothing is known to be missing in front of it: nothing waits in
+    the kernel, the window has room, and no hole is seen (TCP_CA_Open). True where the kernel does not tell."""
+    if not sys.platform.startswith("linux"):
+        return True
+    try:
+        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return False
+    if len(raw) < _TCP_INFO_BYTES:
+        return True
+    (unacked,) = _U32.unpack_from(raw, _UNACKED_AT)
+    (cwnd,) = _U32.unpack_from(raw, _CWND_AT)
+    (unsent,) = _U32.unpack_from(raw, _NOT_SENT_AT)
+    return raw[_STATE_AT] == _STATE_OPEN and unacked < cwnd and not unsent
 
 
 def set_unsent_limit(sock: socket.socket, limit: int) -> None:

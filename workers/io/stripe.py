@@ -176,6 +176,11 @@ class Stripe(Receiving):
         return self._pending is None and not self.closed
 
     @property
+    def is_clear(self) -> bool:
+        """Whether a small frame leaves at once, with nothing missing in front of it. Asks the kernel."""
+        return self._pending is None and not self.closed and sockets.is_clear(self.sock)
+
+    @property
     def is_fast(self) -> bool:
         """Whether it may hold as much unsent as any stripe."""
         return self._pace.unsent_limit >= UNSENT_MAX
