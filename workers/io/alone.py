@@ -79,7 +79,8 @@ class Alone:
             self._on_sent(share.add_alone(stream, count, slot), stripe)
         elif remote is not None:
             kept = share.add_alone(stream, count, slot)
-            exchange.give_now(remote, slot, frame.HEADER_BYTES + count, stream.flow, kept.offset, kept.kind)
+            length = frame.HEADER_BYTES + count
+            exchange.give_slot(remote, slot, length, stream.flow, kept.offset, kept.kind, now=True)
             share.on_sent(kept, remote.handed, clock_us())
         endpoint.expected_bytes = 4 * count
         sender.hedging.arm()

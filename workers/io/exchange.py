@@ -273,36 +273,22 @@ class Exchange:
         memory.arena.release(slot)
         return True
 
-    def give_slot(self, remote: RemoteStripes, slot: int, length: int, flow: int, offset: int, kind: int) -> None:
-        """Hand over a frame of `length` bytes in one of our slots."""
-        self._context.memory.arena.lend(slot, remote.peer.slot)
-        remote.outstanding += 1
-        self.tell(
-            remote.peer,
-            mesh.OUT,
-            flags=int(not remote.has_room),
-            slot=slot,
-            flow=flow,
-            offset=offset,
-            length=length,
-            value=kind,
-            value2=self._share.virtual,
-        )
-
-    def give_now(self, remote: RemoteStripes, slot: int, length: int, flow: int, offset: int, kind: int) -> None:
-        """The same for a frame that has come alone: the other worker is told at once."""
+    def give_slot(
+        self, remote: RemoteStripes, slot: int, length: int, flow: int, offset: int, kind: int, *, now: bool = False
+    ) -> None:
+        """Hand over a frame of `length` bytes in one of our slots. `now`: the other worker is told at once."""
         peer = remote.peer
         self._context.memory.arena.lend(slot, peer.slot)
         remote.outstanding += 1
         flags = int(not remote.has_room)
         tunnel, virtual = self.tunnel.index, self._share.virtual
-        peer.send_now((mesh.OUT, flags, tunnel, slot, self._number, flow, offset, length, 0, kind, virtual))
+        peer.give((mesh.OUT, flags, tunnel, slot, self._number, flow, offset, length, 0, kind, virtual), now=now)
 
-    def hand_in_now(self, peer: Peer, slot: int, length: int, origin: int) -> None:
-        """Give a received frame, in one of our slots, to the worker of its flow, which is told at once."""
+    def hand_in(self, peer: Peer, slot: int, length: int, origin: int, *, now: bool) -> None:
+        """Give a received frame, in one of our slots, to the worker of its flow. `now`: it is told at once."""
         self._context.memory.arena.lend(slot, peer.slot)
         tunnel, key = self.tunnel.index, self._key_index
-        peer.send_now((mesh.IN, 0, tunnel, slot, self._number, 0, 0, length, key, origin, 0))
+        peer.give((mesh.IN, 0, tunnel, slot, self._number, 0, 0, length, key, origin, 0), now=now)
 
     def on_bound(self, peer: Peer, descriptor: Descriptor) -> None:
         """BOUND: a frame that was handed over was sent on a stripe, or comes back."""

@@ -27,15 +27,12 @@ log = logging.getLogger("forwarder.session")
 class Ingress:
     """One worker's receiving part of a session."""
 
-    def __init__(
-        self, context: Context, tunnel: StripeTunnel, share: SessionShare, exchange: Exchange, key_index: int
-    ) -> None:
+    def __init__(self, context: Context, tunnel: StripeTunnel, share: SessionShare, exchange: Exchange) -> None:
         self._context = context
         self._memory = context.memory
         self.tunnel = tunnel
         self._share = share
         self._exchange = exchange
-        self._key_index = key_index
 
     def receive(self, header: frame.Header, slot: int, view: memoryview, now_us: int) -> None:
         """Take a frame for this worker, in `slot` or (-1) in a buffer that is used again.
@@ -120,11 +117,7 @@ class Ingress:
                 return
         generation = stripe.path.generation if stripe.path is not None else 0
         origin = stripe.index << 32 | generation
-        if stripe.more:
-            memory.arena.lend(slot, worker)
-            self._exchange.tell(peer, mesh.IN, slot=slot, length=length, carrier=self._key_index, value=origin)
-        else:
-            self._exchange.hand_in_now(peer, slot, length, origin)
+        self._exchange.hand_in(peer, slot, length, origin, now=not stripe.more)
         memory.arena.release(slot)
 
     def on_handed_in(self, peer: Peer, slot: int, length: int, origin: int) -> None:

@@ -147,10 +147,13 @@ class Peer:
         else:
             self._mesh.arm_flush()
 
-    def send_now(self, descriptor: Descriptor) -> None:
-        """Publish a descriptor at once, with those that wait."""
+    def give(self, descriptor: Descriptor, *, now: bool) -> None:
+        """`send`, for a descriptor that is made already. `now`: publish it at once, with those that wait."""
         self._push(descriptor)
-        self.producer.flush()
+        if now:
+            self.producer.flush()
+        else:
+            self._mesh.arm_flush()
 
     def _push(self, descriptor: Descriptor) -> None:
         if self._backlog or not self.producer.push(*descriptor):

@@ -56,7 +56,7 @@ class Session:
         )
         self.stripes: dict[int, Stripe] = {}
         self.exchange = Exchange(context, tunnel, self.share, self.stripes, number, key_index)
-        self.ingress = Ingress(context, tunnel, self.share, self.exchange, key_index)
+        self.ingress = Ingress(context, tunnel, self.share, self.exchange)
         self.egress = Egress(context, self.share, self.stripes, self.exchange)
         self.liveness = Liveness(context, tunnel, self.share, self.stripes, self.exchange, self.egress)
         self.parting = Parting(self.share, self.exchange)
