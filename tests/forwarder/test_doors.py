@@ -9,7 +9,8 @@ import pytest
 from forwarder.doors import Doors
 from forwarder.errors import BootError
 from forwarder.listeners import own_share, share_of
-from tests.forwarder.test_listeners import client, datagrams_in, free_ports, spray_client
+from tests.forwarder.test_listeners import client, datagrams_in, spray_client
+from tests.free_ports import free_ports
 from workers.settings import Address
 
 

@@ -14,6 +14,7 @@ from forwarder import listeners
 from forwarder.doors import Doors
 from forwarder.errors import BootError
 from forwarder.listeners import DATAGRAM_BUFFER_BYTES, Listeners, share_of
+from tests.free_ports import free_ports
 from workers.settings import (
     Address,
     Settings,
@@ -47,24 +48,6 @@ def spray_server(listen: str, type_: Literal["tcp", "udp", "all"], *ports: int) 
         name="kcp", index=5, ports=ports, type=type_, listen=listen, target=Address("127.0.0.1", 80)
     )
     return Settings(role="server", workers=2, keys=(), spray_server_tunnels=(tunnel,))
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that are free both ways, ascending."""
-    held: list[tuple[socket.socket, socket.socket]] = []
-    while len(held) < count:
-        held.append((socket.socket(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
-        held[-1][0].bind(("127.0.0.1", 0))
-        try:
-            held[-1][1].bind(held[-1][0].getsockname())
-        except OSError:
-            for sock in held.pop():
-                sock.close()
-    ports = sorted(stream.getsockname()[1] for stream, _ in held)
-    for pair in held:
-        for sock in pair:
-            sock.close()
-    return ports
 
 
 def datagrams_in(sock: socket.socket) -> list[bytes]:

@@ -12,16 +12,11 @@ import pytest
 
 from forwarder.errors import BootError
 from forwarder.metrics import MetricsChild
+from tests.free_ports import free_port
 from tests.system.scrape import get
 from workers.settings import Address, Settings
 
 WAIT_S = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def settings(port: int | None, host: str = "127.0.0.1") -> Settings:

@@ -17,6 +17,7 @@ import msgspec
 
 from forwarder.control import ControlError, request
 from forwarder.timing import Timing
+from tests.free_ports import free_port
 from tests.system.supervised import Plan
 from workers.settings import Address, Key, Settings, StripeClientTunnel
 
@@ -33,12 +34,6 @@ FAST = Timing(
     quit_grace_s=0.3,
     status_s=0.4,
 )
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def is_alive(pid: int) -> bool:

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.free_ports import free_port
 from tests.system import unshared
 from tests.system.processes import skip_unless_nobody_can_import
-from tests.system.test_exit_codes import ROOT, free_port, write_client
+from tests.system.test_exit_codes import ROOT, write_client
 
 SETTINGS = ("net/core/somaxconn", "net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem")
 LOWER = """

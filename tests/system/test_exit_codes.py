@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.free_ports import free_port
 from tests.system import unshared
 from tests.system.processes import skip_unless_nobody_can_import
 
@@ -26,12 +27,6 @@ def forwarder(*arguments: str | Path, prefix: Sequence[str] = ()) -> tuple[int, 
     command = [*prefix, sys.executable, "-m", "forwarder", *map(str, arguments)]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
     return done.returncode, done.stderr.splitlines()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def write_client(folder: Path, local_port: int, auth: str = 'key_id = "laptop"\nkey_file = "laptop.key"') -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.free_ports import free_port, free_ports
 from tests.system.generations import Generations
 from workers.settings import (
     Address,
@@ -34,12 +35,6 @@ LONG = pytest.mark.skipif("FORWARDER_TEST_LONG" not in os.environ, reason="a min
 GAP_S = 1.5
 """Without an answer: 0.04 s were seen on an idle machine, 0.9 s where 30 processes wanted two cores."""
 changed = msgspec.structs.replace
-
-
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind((HOST, 0))
-        return int(sock.getsockname()[1])
 
 
 class Target:
@@ -300,8 +295,8 @@ def test_conversations_go_on_with_their_source_over_generations_of_both_ends(
     program: Generations, echoing: tuple[Address, set[Any]]
 ) -> None:
     service, seen = echoing
-    port = free_port(socket.SOCK_DGRAM)
-    ports = tuple(sorted({free_port(socket.SOCK_DGRAM) for _ in range(6)}))
+    port = free_port()
+    ports = tuple(free_ports(6))
     both: Any = {"name": "k", "index": 0, "type": "udp", "ports": ports}
     client = SprayClientTunnel(local=Address(HOST, port), hosts=(HOST,), **both)
     server = SprayServerTunnel(listen=HOST, target=service, **both)
@@ -337,7 +332,7 @@ def open_counts(program: Generations) -> list[dict[str, int]]:
 
 def with_more(stripes: Stripes, target: Target, number: int) -> tuple[Stripes, int, int]:
     """The same and two tunnels more, which have not been there before, and their ports for applications."""
-    port, there, datagrams, ports = free_port(), Address(HOST, free_port()), free_port(2), (free_port(2),)
+    port, there, datagrams, ports = free_port(), Address(HOST, free_port()), free_port(), (free_port(),)
     more: Any = {"name": f"more-{number}", "index": 2 * number}
     spray: Any = {"name": "k", "index": 2 * number + 1, "type": "udp", "ports": ports}
     local = Address(HOST, port)

@@ -24,13 +24,14 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.free_ports import free_port
 from tests.netlab import Lab
 from tests.system.load import Bulk, judged
 from tests.system.pair import Pair
 from tests.system.payload import exchange, together
 from tests.system.processes import skip_unless_nobody_can_import
 from tests.system.scrape import get, samples
-from tests.system.test_exit_codes import forwarder, free_port, write_client
+from tests.system.test_exit_codes import forwarder, write_client
 
 ROOT = Path(__file__).parents[2]
 LONG = pytest.mark.skipif(not os.environ.get("FORWARDER_TEST_LONG"), reason="takes minutes: FORWARDER_TEST_LONG=1")

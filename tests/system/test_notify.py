@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.system.test_exit_codes import ROOT, free_port, write_client
+from tests.free_ports import free_port
+from tests.system.test_exit_codes import ROOT, write_client
 
 
 def test_service_manager_hears_of_start_reload_health_and_stop(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from tests.system.rig import Rig, free_port, wait_until
+from tests.free_ports import free_port, free_ports
+from tests.system.rig import Rig, wait_until
 from workers.settings import Address, Key, LogSettings, SprayClientTunnel, StripeClientTunnel
 
 
@@ -164,16 +165,6 @@ def test_thousands_of_listening_sockets_reach_slow_workers(rig: Rig) -> None:
     assert all(len(seen["ports"]) == 501 for seen in last_settings(rig)) and len(last_settings(rig)) == 3
     assert descriptors(process) == before + 500
     assert rig.worker_pids() == pids
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for sock in held:
-        sock.bind(("127.0.0.1", 0))
-    ports = [sock.getsockname()[1] for sock in held]
-    for sock in held:
-        sock.close()
-    return ports
 
 
 # Generations

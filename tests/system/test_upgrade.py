@@ -17,7 +17,8 @@ import pytest
 
 from forwarder import __version__
 from forwarder.control import ControlError, request
-from tests.system.rig import ROOT, Rig, free_port, is_alive, wait_until
+from tests.free_ports import free_port
+from tests.system.rig import ROOT, Rig, is_alive, wait_until
 from tests.system.test_reload import connects, descriptors, last_settings, tunnel, tunnels
 from workers.settings import Address, LogSettings, SprayClientTunnel
 
