@@ -212,7 +212,7 @@ class Worker:
         if self._retirement is None:
             log.info("a newer generation serves slot=%d", self._context.slot)
             self._succession.retire()
-            self._retirement = Retirement(self._sessions, self._tunnels.values, clock_us())
+            self._retirement = Retirement(self._sessions, self._tunnels.values, self._context.watch, clock_us())
             for end in self._tunnels.values():
                 end.retire()
             self._mesh.flush()

@@ -21,7 +21,7 @@ class Carrier:
         self.unsent = 0
         self.is_fast = False
         self.in_ready = self.slow = self.stalled = self.closed = False
-        self.takes_small = self.is_clear = True
+        self.takes_small = self.clear = True
         self.received_us = 0
         self.path = None
         self.info = SimpleNamespace(unacked_bytes=1000 * index, loss=0.0)
@@ -35,6 +35,9 @@ class Carrier:
     @property
     def has_budget(self) -> bool:
         return self.room > 0
+
+    def is_clear(self) -> bool:
+        return self.clear
 
     def unsent_us(self) -> float:
         return self.unsent
@@ -199,35 +202,35 @@ def lossy_lineup(count: int) -> tuple[list[Carrier], Lineup]:
 def test_small_frames_have_a_second_stripe_where_packets_get_lost() -> None:
     carriers, lineup = lossy_lineup(SPARED[0])
     assert as_carrier(lineup.for_small()) is carriers[0]
-    assert as_carrier(lineup.for_copy()) is carriers[1]
+    assert as_carrier(lineup.for_copy(carriers[:1])) is carriers[1]
     used = []
     while (stripe := as_carrier(lineup.with_room(True))) is not None:
         stripe.room = 0
         used.append(stripe.index)
     assert sorted(used) == list(range(2, SPARED[0])), "two, and no third"
-    assert lineup.for_copy(2) is None
+    assert lineup.for_copy(carriers[:2]) is None
     lineup.on_heavy(NOW_US + TOGETHER_US + 1)
-    assert lineup.for_small() is None and lineup.for_copy() is None
+    assert lineup.for_small() is None and lineup.for_copy(carriers[:1]) is None
 
 
 @pytest.mark.parametrize(("count", "spared"), [(SPARED[1] - 1, 1), (SPARED[1], 2), (SPARED[2], 3)])
 def test_more_copies_where_more_stripes_can_be_spared(count: int, spared: int) -> None:
     carriers, lineup = lossy_lineup(count)
     lineup.on_light(NOW_US)
-    copies = [as_carrier(lineup.for_copy(number)) for number in range(1, 5)]
+    copies = [as_carrier(lineup.for_copy(carriers[:number])) for number in range(1, 5)]
     assert copies == carriers[1 : 1 + spared] + [None] * (4 - spared)
 
 
 def test_second_stripe_is_not_spared_without_loss_or_where_stripes_are_few() -> None:
     carriers, lineup = lossy_lineup(SPARED[0] - 1)
-    assert lineup.for_small() is not None and lineup.for_copy() is None
+    assert lineup.for_small() is not None and lineup.for_copy(carriers[:1]) is None
     carriers, lineup = lossy_lineup(SPARED[0])
     for each in carriers:
         each.info.loss = LOSSY
     lineup.forget(cast(Stripe, carriers[1]))
     lineup.on_time(0, 0.0)
     lineup.on_light(NOW_US)
-    assert lineup.for_small() is not None and lineup.for_copy() is None
+    assert lineup.for_small() is not None and lineup.for_copy(carriers[:1]) is None
 
 
 def test_second_stripe_serves_bulk_again_when_loss_is_over() -> None:
@@ -235,18 +238,18 @@ def test_second_stripe_serves_bulk_again_when_loss_is_over() -> None:
     carriers[-1].info.loss = 0.0
     lineup.on_time(0, 0.0)
     lineup.on_light(NOW_US)
-    assert as_carrier(lineup.for_small()) is carriers[0] and lineup.for_copy() is None
+    assert as_carrier(lineup.for_small()) is carriers[0] and lineup.for_copy(carriers[:1]) is None
     assert as_carrier(lineup.with_room(True)) is carriers[1]
 
 
 def test_second_stripe_that_stalls_gets_no_copies_and_follows_on_the_first() -> None:
     carriers, lineup = lossy_lineup(SPARED[0])
     carriers[1].stalled = True
-    assert lineup.for_copy() is None
+    assert lineup.for_copy(carriers[:1]) is None
     carriers[1].stalled = False
     lineup.forget(cast(Stripe, carriers[0]))
     assert as_carrier(lineup.for_small()) is carriers[1]
-    assert lineup.for_copy() is None
+    assert lineup.for_copy([carriers[1]]) is None
 
 
 def test_too_few_stripes_are_all_for_everything() -> None:
@@ -349,19 +352,19 @@ def test_small_frames_far_away_take_a_stripe_where_nothing_waits() -> None:
     lineup = lineup_of(*carriers)
     assert as_carrier(lineup.at_hand()) is carriers[-1]
     assert as_carrier(lineup.for_small()) is carriers[-1]
-    carriers[-1].is_clear = carriers[-2].is_clear = False
+    carriers[-1].clear = carriers[-2].clear = False
     carriers[-3].slow = carriers[-4].stalled = True
     assert lineup.at_hand() is None
     assert as_carrier(lineup.for_small()) is carriers[-5]
     assert as_carrier(lineup.with_room(True)) is carriers[-1], "the order of the others stays"
     for each in carriers[2:]:
-        each.is_clear = False
+        each.clear = False
     assert lineup.for_small() is None, "only a few are asked"
 
 
 def test_nobody_asks_the_kernel_where_the_other_end_is_near() -> None:
     carrier = Carrier(0, FAR_US - 1)
-    carrier.is_clear = False
+    carrier.clear = False
     lineup = lineup_of(carrier)
     assert as_carrier(lineup.at_hand()) is carrier
     assert lineup.for_small() is None
@@ -371,11 +374,38 @@ def test_small_frames_take_the_express_stripe_where_nothing_waits() -> None:
     carriers, lineup = lossy_lineup(SPARED[0])
     for each in carriers:
         each.trip_us = FAR_US
-    first, second = as_carrier(lineup.for_small()), as_carrier(lineup.for_copy())
-    first.is_clear = False
+    first, second = carriers[:2]
+    assert as_carrier(lineup.for_small()) is first
+    first.clear = False
     assert as_carrier(lineup.for_small()) is second
-    assert as_carrier(lineup.for_copy()) is first, "copies go on the other"
-    second.is_clear = False
+    assert as_carrier(lineup.for_copy([second])) is first, "copies go on the other"
+    assert as_carrier(lineup.for_copy([first])) is second, "also of what was sent before"
+    second.clear = False
     assert as_carrier(lineup.for_small()) is second, "none is clear: it stays"
     second.takes_small = False
     assert lineup.for_small() is None
+
+
+def test_stripes_are_not_kept_for_small_frames_alone() -> None:
+    _, lineup = lossy_lineup(SPARED[0])
+    assert lineup.at_hand() is None
+    lineup.on_light(NOW_US + TOGETHER_US + 1)
+    assert lineup.for_small() is None and lineup.for_copy([]) is None
+    assert lineup.at_hand() is not None
+
+
+def test_stripes_kept_for_small_frames_serve_bulk_when_all_others_are_lost() -> None:
+    carriers = [Carrier(index) for index in range(SPARED[2])]
+    for each in carriers:
+        each.info.loss = 2 * LOSSY
+    stripes = cast(dict[int, Stripe], {each.index: each for each in carriers})
+    lineup = Lineup(stripes)
+    lineup.on_time(0, 0.0)
+    for each in carriers:
+        lineup.make_ready(cast(Stripe, each))
+    lineup.on_heavy(NOW_US)
+    for _ in range(EXPRESS_STRIPES):
+        lineup.on_light(NOW_US)
+    for each in carriers[EXPRESS_STRIPES:]:
+        lineup.forget(stripes.pop(each.index))
+    assert as_carrier(lineup.with_room(True)) in carriers[:EXPRESS_STRIPES]

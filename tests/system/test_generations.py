@@ -34,13 +34,16 @@ BLOB = random.Random(7).randbytes(1 << 20)
 LONG = pytest.mark.skipif("FORWARDER_TEST_LONG" not in os.environ, reason="a minute: set FORWARDER_TEST_LONG=1")
 GAP_S = 1.5
 """Without an answer: 0.04 s were seen on an idle machine, 0.9 s where 30 processes wanted two cores."""
+LATE_S = 5.0
+"""Longer than a worker lingers."""
 changed = msgspec.structs.replace
 
 
 class Target:
-    """A service: the first 4 bytes of a connection say how many MiB it sends, then it echoes to the end."""
+    """A service: the first 4 bytes of a connection say how many blocks it sends, then it echoes to the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: bytes = BLOB) -> None:
+        self._block = block
         self._listener = socket.create_server((HOST, 0), backlog=512)
         self.address = Address(*self._listener.getsockname())
         threading.Thread(target=self._serve, daemon=True).start()
@@ -53,7 +56,7 @@ class Target:
     def _answer(self, sock: socket.socket) -> None:
         with sock, suppress(OSError):
             for _ in range(int.from_bytes(sock.recv(4))):
-                sock.sendall(BLOB)
+                sock.sendall(self._block)
             while data := sock.recv(65536):
                 sock.sendall(data)
 
@@ -204,6 +207,50 @@ def test_generations_of_other_sizes_follow_each_other_and_no_connection_notices(
 @pytest.mark.deadline(500)
 def test_fifty_generations_follow_each_other(program: Generations, target: Target) -> None:
     follow(program, target, [("server", 2), ("client", 2)] * 25, 1000, 0.1)
+
+
+def late(stripes: Stripes, blocks: int) -> socket.socket:
+    """An application that asks for so much, says that it asks for no more, and does not read yet."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 10)
+    sock.settimeout(20)
+    sock.connect((HOST, stripes.port))
+    sock.sendall(blocks.to_bytes(4))
+    sock.shutdown(socket.SHUT_WR)
+    return sock
+
+
+def has_ended(program: Generations) -> bool:
+    """Whether all streams end soon."""
+    deadline = time.monotonic() + 0.4
+    while any(tunnel["flows_open"] for report in program.do("status", "client") for tunnel in report["tunnels"]):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_application_that_reads_late_gets_all_from_a_worker_that_has_followers(program: Generations) -> None:
+    """The largest answer whose stream ends although nothing is read: its last bytes wait in the worker."""
+    with closing(Target(bytes(64 << 10))) as target:
+        stripes = Stripes(target)
+        stripes.start(program)
+        most, too_many = 0, 512
+        while too_many - most > 1:
+            blocks = (most + too_many) // 2
+            with late(stripes, blocks):
+                time.sleep(0.1)
+                most, too_many = (blocks, too_many) if has_ended(program) else (most, blocks)
+        with late(stripes, most) as sock:
+            time.sleep(0.5)
+            assert has_ended(program)
+            program.replace("client", 2)
+            time.sleep(LATE_S)
+            received = 0
+            while data := sock.recv(1 << 20):
+                received += len(data)
+    assert received == most * (64 << 10)
+    assert program.wait_exits("client", 2) == [0, 0, None, None]
 
 
 def test_drain_in_the_middle_of_a_change_ends(program: Generations, target: Target) -> None:

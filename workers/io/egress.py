@@ -1,9 +1,10 @@
 """What one session sends from one worker: frames are given to stripes as long as both are there.
 
 1. `pump`: a stripe with room (`workers.io.lineup`), or another worker that has some (`_hand_out`); 2. then the next
-frame: a frame of another worker's flow, an answer, an ACK, what has to be sent again, new data; 3. `_next_data` reads
-the application only now, when a stripe is there to take its bytes; 4. what waits for a slow stripe while others idle is
-sent again (`workers.io.hedging`). What comes alone has a shorter way (`workers.io.alone`).
+frame: a frame of another worker's flow, an answer, an ACK, what has to be sent again, new data; but what is small comes
+first where a stripe is kept for it, or clear; 3. `_next_data` reads the application only now, when a stripe is there to
+take its bytes; 4. what waits for a slow stripe while others idle is sent again (`workers.io.hedging`). What comes alone
+has a shorter way (`workers.io.alone`).
 """
 
 from typing import Any
@@ -203,8 +204,8 @@ class Egress:
             self.lineup.on_heavy(now_us)
             return True
         self.lineup.on_light(now_us)
-        if self.lineup.for_copy() not in (None, stripe):
-            self.hedging.copy_later(kept, now_us)
+        if self.lineup.for_copy((stripe,)) is not None:
+            self.hedging.copy_later(kept, stripe, now_us)
         return True
 
     def _hand_out(self) -> bool:

@@ -8,7 +8,6 @@ kernel, where the application's own TCP is slowed down by it, until a path is th
 import select
 import socket
 from collections import deque
-from itertools import islice
 from typing import Any, Protocol
 
 from workers.core.stream import Stream
@@ -18,9 +17,9 @@ from workers.io.memory import Memory, Piece
 READ, WRITE = 1, 2
 MAX_VIEWS = 64
 """Slots handed to one sendmsg (UIO_MAXIOV is 1024; more than these no longer lower the cost)."""
-FLUSH_BYTES = 1 << 20
-"""Handed to the application in one turn of the event loop. What waited behind a lost frame may be all of the stream's
-credit: 13 ms, for which requests on other streams would wait."""
+DELIVER_BYTES = 1 << 20
+"""Given to the application in one turn of the event loop: 2 ms. What waited behind a lost frame may be all of the
+stream's credit, and requests on other streams would wait for 13 ms."""
 
 
 class EndpointOwner(Protocol):
@@ -147,13 +146,14 @@ class Endpoint:
         self.dirty = False
         if self.sock is None or self.closed or self._writing:
             return
-        out, budget = self._out, FLUSH_BYTES
-        while out:
-            if budget <= 0:
-                self._await_turn()
-                return
-            count = min(len(out), MAX_VIEWS, max(budget // out[0].length, 1))
-            views = [piece.view for piece in (out if len(out) == count else islice(out, count))]
+        out, budget = self._out, DELIVER_BYTES
+        while out and budget > 0:
+            views: list[memoryview] = []
+            for piece in out:
+                views.append(piece.view)
+                budget -= len(piece.view)
+                if budget <= 0 or len(views) == MAX_VIEWS:
+                    break
             try:
                 sent = self.sock.send(views[0]) if len(views) == 1 else self.sock.sendmsg(views)
             except BlockingIOError:
@@ -161,12 +161,14 @@ class Endpoint:
             except OSError:
                 self.fail()
                 return
-            if not self._consume(sent, count):
+            if not self._consume(sent, len(views)):
                 self._await_turn()
                 return
             if self.closed:
                 return
-            budget -= sent
+        if out:
+            self._await_turn()
+            return
         if self._peer_done and not self._shut:
             self._shut = True
             try:

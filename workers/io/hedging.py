@@ -49,24 +49,24 @@ class Hedging:
         self._sender = sender
         self._timer = context.loop.timer(HEDGE_S, HEDGE_S)
         self._armed = False
-        self._copies: deque[tuple[int, int, SentFrame]] = deque()
+        self._copies: deque[tuple[int, list[Stripe], SentFrame]] = deque()
         self._copy_timer = context.loop.timer(COPY_S, COPY_S)
 
-    def copy_later(self, kept: SentFrame, now_us: int) -> None:
-        """Send `kept`, which was sent just now, on the stripes for copies as well, until it is received."""
+    def copy_later(self, kept: SentFrame, stripe: Stripe, now_us: int) -> None:
+        """Send `kept`, which was sent on `stripe` just now, on the stripes for copies as well, until it is received."""
         if len(self._copies) < COPIES_MAX:
-            self._copies.append((now_us + COPY_US, 1, kept))
+            self._copies.append((now_us + COPY_US, [stripe], kept))
             if len(self._copies) == 1:
                 self._copy_timer.again(self._copy)
 
     def _copy(self) -> None:
         copies, now_us = self._copies, clock_us()
         while copies and copies[0][0] <= now_us:
-            _, number, kept = copies.popleft()
-            stripe = self._sender.lineup.for_copy(number)
-            if stripe is not None and not kept.done and kept.sends == number and not kept.queued:
+            _, sent_on, kept = copies.popleft()
+            stripe = self._sender.lineup.for_copy(sent_on)
+            if stripe is not None and not kept.done and kept.sends == len(sent_on) and not kept.queued:
                 self._sender.send_again(kept, stripe)
-                copies.append((now_us + COPY_US, number + 1, kept))
+                copies.append((now_us + COPY_US, [*sent_on, stripe], kept))
         if not copies:
             self._copy_timer.stop()
         self._sender.flush()

@@ -3,9 +3,11 @@
 Frames go to the stripe used last among those with room: few stripes stay warm, and the cost does not grow with their
 number. Stripes that take much longer than others come last, stalled ones wait apart. While small frames meet a bulk
 transfer, one stripe is kept for them (`express`): nothing large is queued or lost in front of them there. Where packets
-get lost it is more, and small frames go on each.
+get lost it is more, and small frames go on each. Over a distance they take a stripe that is clear: the kernel sends at
+once what it is given.
 """
 
+from collections.abc import Container
 from itertools import islice
 
 from workers.io.stripe import Stripe
@@ -30,7 +32,7 @@ TOGETHER_US = 1_000_000
 LOOK = 8
 """Stripes looked at for a small frame that finds no room anywhere, or none that is clear."""
 FAR_US = 2_000
-"""From such a round trip on it is worth a system call that a small frame does not wait in the kernel. BBR keeps 4
+"""A frame that takes so long there and back is worth a system call, so that it does not wait in the kernel. BBR keeps 4
 packets in flight for 200 ms of every 10 s (PROBE_RTT): three in a hundred answers came 20-45 ms late."""
 
 
@@ -149,22 +151,20 @@ class Lineup:
             if ready and ready[-1] is stripe:
                 ready.pop()
                 stripe.in_ready = False
-        if not self._held:
-            return None
         if self._express and len(self._held) + len(self._express) >= len(self._stripes):
             self._release()
             return self.with_room(needed)
-        return self._held_with_room(needed)
+        return self._held_with_room(needed) if self._held else None
 
     def at_hand(self) -> Stripe | None:
-        """The stripe that a small frame should take if it is known to have room; the kernel is not asked where the
-        other end is near."""
+        """The stripe that a small frame should take if it is known to have room; the kernel is asked only where that
+        frame takes long."""
         if self._express or not self._ready:
             return None
         stripe = self._ready[-1]
         if not stripe.has_budget or stripe.slow or is_stalled(stripe):
             return None
-        return stripe if stripe.trip_us < FAR_US or stripe.is_clear else None
+        return stripe if stripe.trip_us < FAR_US or stripe.is_clear() else None
 
     @property
     def held_all(self) -> bool:
@@ -195,30 +195,32 @@ class Lineup:
     # Small frames
 
     def for_small(self) -> Stripe | None:
-        """The stripe for a small frame: one kept for them, or one that is next and clear; None for any."""
+        """The stripe for a small frame: one kept for them, or a clear one of those that are next soon; None for any."""
         express = self._express
         if not express:
-            return self._clear(self._ready)
+            return self._clear(self._ready[: -LOOK - 1 : -1])
         if is_stalled(express[0]):
             self._release()
             return None
-        clear = self._clear(express[::-1])
+        clear = self._clear(express)
         if clear is not None and clear is not express[0]:
             express.remove(clear)
             express.insert(0, clear)
         return express[0] if express[0].takes_small else None
 
     def _clear(self, stripes: list[Stripe]) -> Stripe | None:
-        """Of the last few, the last one that is clear; None where the other end is so near that it does not matter."""
-        if not stripes or stripes[-1].trip_us < FAR_US:
+        """The first of few that is clear; None where that does not matter, since a frame takes so little time."""
+        if not stripes or stripes[0].trip_us < FAR_US:
             return None
-        last = islice(reversed(stripes), LOOK)
-        return next((each for each in last if not each.slow and not is_stalled(each) and each.is_clear), None)
+        well = (each for each in stripes[:LOOK] if not each.slow and not is_stalled(each))
+        return next((each for each in well if each.is_clear()), None)
 
-    def for_copy(self, number: int = 1) -> Stripe | None:
-        """The stripe for that copy of a small frame, from 1 on, where packets get lost; None for no such copy."""
-        stripe = self._express[number] if len(self._express) > number else None
-        return stripe if stripe is not None and stripe.takes_small and not is_stalled(stripe) else None
+    def for_copy(self, sent_on: Container[Stripe]) -> Stripe | None:
+        """A stripe for a copy of a small frame, where packets get lost: one kept for such that did not have it yet."""
+        if not self._is_lossy:
+            return None
+        kept = (each for each in self._express if each not in sent_on)
+        return next((each for each in kept if each.takes_small and not is_stalled(each)), None)
 
     def without_room(self, slow: bool) -> Stripe | None:
         """A stripe for a small frame although none has room: the one that holds least, of a few. `slow`: of the slow
@@ -230,12 +232,15 @@ class Lineup:
     def on_light(self, now_us: int) -> None:
         """A small frame of an application was sent."""
         self._light_us = now_us
+        if now_us - self._heavy_us > TOGETHER_US:
+            self._release()
+            return
         count = len(self._stripes)
         spared = sum(count >= least for least in SPARED) if self._is_lossy else 0
         wanted = (count >= EXPRESS_STRIPES) + spared
         if len(self._express) > wanted:
             self.make_ready(self._express.pop())
-        elif len(self._express) < wanted and now_us - self._heavy_us < TOGETHER_US:
+        elif len(self._express) < wanted:
             free = [each for each in self._stripes.values() if not is_stalled(each) and each not in self._express]
             if len(free) + len(self._express) >= EXPRESS_STRIPES:
                 express = min(free, key=lambda each: (each.slow, each.info.unacked_bytes if each.info else 0))

@@ -7,7 +7,7 @@ the worker that received it; only descriptors cross. `session` is the session's 
 kind      to                  slot        flow, offset    length            carrier     value          value2
 OUT       carrier's worker    frame       of the frame    of the frame      -           frame kind     sent, per stream
 BOUND     flow's worker       as in OUT   as in OUT       next frame size   index       generation     frame kind
-IN        flow's worker       frame       of the frame    of the frame      key index   index<<32|gen  -
+IN        flow's worker       frame       -               of the frame      key index   index<<32|gen  -
 FREE      the slot's owner    slot        -               -                 -           -              -
 CARRIERS  all                 -           far boot, RTT   key index         number up   far slot<<32|serial  not stalled
 LOST      all                 -           -               -                 index       generation     -
@@ -24,8 +24,8 @@ SEATS     all                 -           -               -                 -   
 RELEASED  all                 -           -               -                 index       -              -
 STARTED   all                 -           -               -                 -           -              -
 
-In a spray session a flow is a conversation, and what is in a slot are datagrams of `value2` bytes back to back, the
-last perhaps shorter; `offset` is the kind of the record that they came in, or will go in. Also there:
+In a spray session a flow is a conversation, which IN names, too, and what is in a slot are datagrams of `value2` bytes
+back to back, the last perhaps shorter; `offset` is the kind of the record that they came in, or will go in. Also there:
 
 CONVERSATION  all           from the flow's owner: its source key, length `length`; bytes 0..8 of it in value, 8..16 in
                             value2, 16..20 in slot, 20..24 in carrier, 24..32 in offset

@@ -1,12 +1,12 @@
 """When a worker whose generation is followed by another may go: nothing of it is missed then.
 
-1. Its streams end; applications and strangers that were there before are served. 2. A client's stripes are left as soon
-as other workers have some; a server's are replaced by its clients, as they were asked to, and what remains is left
-when that does not go on. 3. What is still under way to this worker, as a stream that was just opened to it or sent
-again, has LINGER_US to arrive.
+1. Its streams end; applications and strangers that were there before are served, and have read what came for them.
+2. A client's stripes are left as soon as other workers have some; a server's are replaced by its clients, as they were
+asked to, and what remains is left when that does not go on. 3. What is still under way to this worker, as a stream that
+was just opened to it or sent again, has LINGER_US to arrive.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Protocol
 
 from workers.core import frame
@@ -27,13 +27,19 @@ class Retiring(Protocol):
 
 
 class Retirement:
-    """`sessions` are the stripe sessions of the worker, `tunnels` all of its tunnels."""
+    """`sessions` are the stripe sessions of the worker, `tunnels` all of its tunnels, `connections` those of
+    applications and to targets: one may outlast its stream, with bytes that are not read yet."""
 
     def __init__(
-        self, sessions: Callable[[], list[Session]], tunnels: Callable[[], Iterable[Retiring]], now_us: int
+        self,
+        sessions: Callable[[], list[Session]],
+        tunnels: Callable[[], Iterable[Retiring]],
+        connections: Sized,
+        now_us: int,
     ) -> None:
         self._sessions = sessions
         self._tunnels = tunnels
+        self._connections = connections
         self._busy_us = self._progress_us = now_us
         self._stripes = -1
 
@@ -43,8 +49,8 @@ class Retirement:
         stripes = sum(len(session.stripes) for session in sessions)
         if stripes != self._stripes:
             self._stripes, self._progress_us = stripes, now_us
-        busy = any(session.share.streams for session in sessions) or any(each.is_busy for each in self._tunnels())
-        if busy:
+        has_streams = len(self._connections) > 0 or any(session.share.streams for session in sessions)
+        if has_streams or any(each.is_busy for each in self._tunnels()):
             self._busy_us = self._progress_us = now_us
             return False
         for session in sessions:

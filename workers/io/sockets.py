@@ -45,8 +45,9 @@ _U32 = struct.Struct("=I")
 _RTT_AT, _MSS_AT, _CWND_AT, _UNACKED_AT, _RETRANS_AT, _SEGS_OUT_AT = 68, 16, 80, 24, 100, 136
 _DELIVERY_RATE_AT, _APP_LIMITED_AT = 160, 7
 _TIMEOUTS_AT = 2
-_STATE_AT, _NOT_SENT_AT = 1, 144
-_STATE_OPEN = 0
+_CA_STATE_AT, _NOT_SENT_AT = 1, 144
+_CA_OPEN = 0
+"""TCP_CA_Open: no ACK speaks of a hole."""
 _U64 = struct.Struct("=Q")
 
 
@@ -65,15 +66,21 @@ class TcpInfo(NamedTuple):
     loss: float
 
 
+def _raw_tcp_info(sock: socket.socket) -> bytes:
+    """struct tcp_info; empty where the kernel does not tell. Raises OSError on a closed socket."""
+    if not sys.platform.startswith("linux"):
+        return b""
+    raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    return raw if len(raw) == _TCP_INFO_BYTES else b""
+
+
 def tcp_info(sock: socket.socket) -> TcpInfo | None:
     """What the kernel knows of the connection; None where it does not tell (not Linux, or closed)."""
-    if not sys.platform.startswith("linux"):
-        return None
     try:
-        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        raw = _raw_tcp_info(sock)
     except OSError:
         return None
-    if len(raw) < _TCP_INFO_BYTES:
+    if not raw:
         return None
     (rtt_us,) = _U32.unpack_from(raw, _RTT_AT)
     (mss,) = _U32.unpack_from(raw, _MSS_AT)
@@ -100,19 +107,17 @@ def unsent_bytes(sock: socket.socket) -> int:
 
 def is_clear(sock: socket.socket) -> bool:
     """Whether what is written now leaves at once and nothing is known to be missing in front of it: nothing waits in
-    the kernel, the window has room, and no hole is seen (TCP_CA_Open). True where the kernel does not tell."""
-    if not sys.platform.startswith("linux"):
-        return True
+    the kernel, the window has room, and no hole is seen. True where the kernel does not tell."""
     try:
-        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        raw = _raw_tcp_info(sock)
     except OSError:
         return False
-    if len(raw) < _TCP_INFO_BYTES:
+    if not raw:
         return True
     (unacked,) = _U32.unpack_from(raw, _UNACKED_AT)
     (cwnd,) = _U32.unpack_from(raw, _CWND_AT)
     (unsent,) = _U32.unpack_from(raw, _NOT_SENT_AT)
-    return raw[_STATE_AT] == _STATE_OPEN and unacked < cwnd and not unsent
+    return raw[_CA_STATE_AT] == _CA_OPEN and unacked < cwnd and not unsent
 
 
 def set_unsent_limit(sock: socket.socket, limit: int) -> None:

@@ -20,6 +20,9 @@ READ, WRITE = 1, 2
 PENDING_MAX = OUTBOUND_BYTES + (256 << 10)
 """What may wait for the kernel: one staging buffer, and control frames that do not ask for room."""
 
+STAGED_CLEAR = 4 << 10
+"""A stripe with more in this turn's staging buffer is not clear for what comes behind it."""
+
 
 class StripeOwner(Protocol):
     """The session that a stripe belongs to."""
@@ -175,10 +178,10 @@ class Stripe(Receiving):
         """Whether a small frame may be sent even without room: the kernel took all that it was given."""
         return self._pending is None and not self.closed
 
-    @property
     def is_clear(self) -> bool:
         """Whether a small frame leaves at once, with nothing missing in front of it. Asks the kernel."""
-        return self._pending is None and not self.closed and sockets.is_clear(self.sock)
+        staged = self._staging.fill if self._staging.stripe is self else 0
+        return staged < STAGED_CLEAR and self._pending is None and not self.closed and sockets.is_clear(self.sock)
 
     @property
     def is_fast(self) -> bool:
