@@ -11,8 +11,9 @@ from tests.system.traffic import WHOLE, Exchange, Traffic
 
 pytestmark = pytest.mark.alone
 
-AWAY_S = 8.0
-"""How long until the stripes of an address that fails are up by another."""
+AWAY_S = 13.0
+"""How long until the stripes of an address that fails are up by another: those that carry nothing are asked every 10 s.
+"""
 BACK_S = 6.0
 """How long until they are back where they belong, once it works again."""
 STALL_S = 2.0
@@ -56,9 +57,8 @@ def test_address_that_fails_and_returns_slows_nothing_down(lab: Lab, workers: in
         return {index: route[1] for index, route in routes(pair).items()}
 
     with Pair(lab, workers=(workers, workers), address=[good, failing]) as pair, Traffic(pair) as traffic:
-        exchanges = traffic.open(
-            8, total_bytes=4 << 20, rate_bps=2.5e6
-        )  # at both workers, so that all stripes are used
+        # At both workers, so that most stripes are used, and for longer than the address is away.
+        exchanges = traffic.open(8, total_bytes=8 << 20, rate_bps=2.5e6)
         traffic.wait_received(exchanges, 128 << 10)
         set_address(lab, failing, there=False)
         try:
