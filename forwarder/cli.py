@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forwarder import __version__
-from forwarder.errors import ForwarderError, NotPermitted, complain
+from forwarder.errors import ForwarderError, NotPermitted, complain, one_line
 
 if TYPE_CHECKING:
     from forwarder.config import Loaded
@@ -33,13 +33,6 @@ class _Commands(click.Group):
         except ForwarderError as error:
             complain(one_line(str(error)))
             raise click.exceptions.Exit(error.code) from error
-
-
-def one_line(text: str) -> str:
-    """Text from files and file names, safe to print as one line."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
-    )
 
 
 def main() -> None:

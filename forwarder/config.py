@@ -17,7 +17,7 @@ import msgspec
 
 from forwarder import keys
 from forwarder.document import parse, read_file, read_text, shown
-from forwarder.errors import ConfigError, Unreadable
+from forwarder.errors import ConfigError, Unreadable, one_line
 from forwarder.schema import Auth, ClientFile, File, ServerFile
 from forwarder.tunnels import client_tunnels, given, path_of, server_tunnels
 from forwarder.units import parse_endpoint, parse_time
@@ -166,7 +166,7 @@ class _Loader:
         except keys.KeyMistake as error:
             raise self._mistake(key, "32 bytes in base64", f"{error} in {name}") from error
         if exposed:
-            self.warnings.append(f"{key}: every user of this host may read {file}")
+            self.warnings.append(f"{key}: every user of this host may read {one_line(str(file))}")
         return Key(auth.key_id, secret, tunnels)
 
     def _inline_key(self, where: str, auth: Auth, tunnels: frozenset[str] | None) -> Key:
@@ -175,7 +175,7 @@ class _Loader:
         except keys.KeyMistake as error:
             raise self._mistake(f"{where}.key", "32 bytes in base64", str(error)) from error
         if keys.is_exposed(self.file):
-            self.warnings.append(f"{where}.key: every user of this host may read {self.file}")
+            self.warnings.append(f"{where}.key: every user of this host may read {one_line(str(self.file))}")
         return Key(auth.key_id, secret, tunnels)
 
     def _server_keys(self, tables: ServerFile) -> tuple[Key, ...]:

@@ -18,6 +18,13 @@ def complain(line: str) -> None:
             os.close(null)
 
 
+def one_line(text: str) -> str:
+    """Text from files and file names, safe to print as one line."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
+    )
+
+
 class ForwarderError(Exception):
     """Failed while running."""
 

@@ -196,6 +196,14 @@ def test_key_file_for_all_eyes_is_a_warning(tmp_path: Path, mode: int, warned: b
     assert load(file).warnings == (expected if warned else ())
 
 
+def test_warning_about_a_strange_file_name_is_one_line(tmp_path: Path) -> None:
+    file = write(tmp_path, "client", CLIENT.replace("laptop.key", "lap\\ntop.key"))
+    (tmp_path / "laptop.key").rename(key_file := tmp_path / "lap\ntop.key")
+    key_file.chmod(0o644)
+    (warning,) = load(file).warnings
+    assert warning == f"auth.key_file: every user of this host may read {tmp_path}/lap\\ntop.key"
+
+
 def test_key_in_a_configuration_for_all_eyes_is_a_warning(tmp_path: Path) -> None:
     file = write(tmp_path, "server", SERVER.replace('key_file = "laptop.key"', f'key = "{KEY_TEXT}"'))
     file.chmod(0o644)

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.cli import one_line
 from forwarder.document import convert, key_path, parse, shown
-from forwarder.errors import ConfigError
+from forwarder.errors import ConfigError, one_line
 from forwarder.starter import starter_text
 from tests.forwarder.examples import KEY_TEXT
 from tests.forwarder.test_starter import with_everything
