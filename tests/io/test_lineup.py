@@ -16,7 +16,7 @@ class Carrier:
     """What a lineup asks of a stripe. `room`: frames that it still takes."""
 
     def __init__(self, index: int, trip_us: int = MS, rate_bps: float = 10e6) -> None:
-        self.index, self.trip_us, self.rate_bps = index, trip_us, rate_bps
+        self.index, self.rtt_us, self.trip_us, self.rate_bps = index, trip_us, trip_us, rate_bps
         self.room = 1
         self.unsent = 0
         self.is_fast = False
@@ -373,7 +373,7 @@ def test_nobody_asks_the_kernel_where_the_other_end_is_near() -> None:
 def test_small_frames_take_the_express_stripe_where_nothing_waits() -> None:
     carriers, lineup = lossy_lineup(SPARED[0])
     for each in carriers:
-        each.trip_us = FAR_US
+        each.rtt_us = FAR_US
     first, second = carriers[:2]
     assert as_carrier(lineup.for_small()) is first
     first.clear = False

@@ -32,7 +32,7 @@ TOGETHER_US = 1_000_000
 LOOK = 8
 """Stripes looked at for a small frame that finds no room anywhere, or none that is clear."""
 FAR_US = 2_000
-"""A frame that takes so long there and back is worth a system call, so that it does not wait in the kernel. BBR keeps 4
+"""From such a round trip on it is worth a system call that a small frame does not wait in the kernel. BBR keeps 4
 packets in flight for 200 ms of every 10 s (PROBE_RTT): three in a hundred answers came 20-45 ms late."""
 
 
@@ -157,14 +157,14 @@ class Lineup:
         return self._held_with_room(needed) if self._held else None
 
     def at_hand(self) -> Stripe | None:
-        """The stripe that a small frame should take if it is known to have room; the kernel is asked only where that
-        frame takes long."""
+        """The stripe that a small frame should take if it is known to have room; the kernel is asked only where the
+        other end is far."""
         if self._express or not self._ready:
             return None
         stripe = self._ready[-1]
         if not stripe.has_budget or stripe.slow or is_stalled(stripe):
             return None
-        return stripe if stripe.trip_us < FAR_US or stripe.is_clear() else None
+        return stripe if stripe.rtt_us < FAR_US or stripe.is_clear() else None
 
     @property
     def held_all(self) -> bool:
@@ -209,8 +209,8 @@ class Lineup:
         return express[0] if express[0].takes_small else None
 
     def _clear(self, stripes: list[Stripe]) -> Stripe | None:
-        """The first of few that is clear; None where that does not matter, since a frame takes so little time."""
-        if not stripes or stripes[0].trip_us < FAR_US:
+        """The first of few that is clear; None where the other end is near."""
+        if not stripes or stripes[0].rtt_us < FAR_US:
             return None
         well = (each for each in stripes[:LOOK] if not each.slow and not is_stalled(each))
         return next((each for each in well if each.is_clear()), None)

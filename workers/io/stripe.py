@@ -56,7 +56,7 @@ class Staging:
 class Stripe(Receiving):
     """Owns `sock` (connected, non-blocking). `received_us` is when the peer last sent anything.
 
-    `trip_us`: the kernel's round trip, and what the least unsent data in front takes.
+    `rtt_us`: the kernel's round trip. `trip_us`: that, and what the least unsent data in front takes.
     `slow`: others bring a frame there much sooner.
     `stalled`: the kernel's retransmission timer ran out, and nothing was acknowledged since.
     `moved`: the other end leaves it (MOVE). `leaving`: we do. `in_order`: after that it ended with nothing lost.
@@ -87,6 +87,7 @@ class Stripe(Receiving):
         "path",
         "pinged_us",
         "received_us",
+        "rtt_us",
         "slow",
         "stalled",
         "trip_us",
@@ -119,7 +120,7 @@ class Stripe(Receiving):
         self._pace = Pace(frame_max_bytes)
         self.frame_bytes = self._pace.frame_bytes
         self.info: sockets.TcpInfo | None = None
-        self.bytes_out = self.gone_told = self.pinged_us = self.trip_us = 0
+        self.bytes_out = self.gone_told = self.pinged_us = self.rtt_us = self.trip_us = 0
         self.up_since_us = self.received_us = now_us
         sockets.set_unsent_limit(sock, self._pace.unsent_limit)
         self._budget = 0
@@ -338,6 +339,7 @@ class Stripe(Receiving):
         app_limited = info.app_limited or not info.delivery_rate_bps
         changed = self._pace.on_sample(info.delivery_rate_bps, info.window_rate_bps, app_limited, frame_max_bytes)
         self.frame_bytes = self._pace.frame_bytes
+        self.rtt_us = info.rtt_us
         self.trip_us = info.rtt_us + int(self.takes_us(UNSENT_MIN))
         if changed:
             try:
