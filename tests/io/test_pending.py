@@ -1,6 +1,7 @@
 """Strangers at a tunnel, on real sockets, with watchers that the test fires itself."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -146,6 +147,25 @@ def test_refused_stranger_is_silently_held_until_the_deadline(street: Street, se
     assert is_open(theirs)
     street.strangers.on_time(clock_us() + int(TIMEOUT_S * 1e6))
     assert not is_open(theirs) and not len(street.strangers)
+
+
+def test_refused_handshakes_are_told_of_once_in_a_while(street: Street, caplog: pytest.LogCaptureFixture) -> None:
+    now_us = clock_us()
+    with caplog.at_level(logging.INFO, "forwarder.server"):
+        street.strangers.on_time(now_us)
+        assert not caplog.messages
+        street.arrive(handshake(bytes(32)).message_to_send)
+        street.strangers.on_time(now_us)
+        (line,) = caplog.messages
+        assert line.startswith("handshakes refused tunnel=web count=1 peer=") and "reason=" in line
+        for _ in range(2):
+            street.arrive(handshake(bytes(32)).message_to_send)
+        street.strangers.on_time(now_us + pending.TELL_US - 1)
+        assert len(caplog.messages) == 1
+        street.strangers.on_time(now_us + pending.TELL_US)
+        assert "count=2" in caplog.messages[1]
+        street.strangers.on_time(now_us + 3 * pending.TELL_US)
+        assert len(caplog.messages) == 2
 
 
 def test_refused_strangers_make_no_watcher(street: Street) -> None:

@@ -75,3 +75,21 @@ def test_closed_socket_is_not_clear(pair: tuple[socket.socket, socket.socket]) -
     near, _ = pair
     near.close()
     assert not sockets.is_clear(near)
+
+
+def test_application_that_vanishes_is_noticed(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, _ = pair
+    sockets.prepare_application(near)
+    assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    idle, interval, probes = (
+        near.getsockopt(socket.IPPROTO_TCP, option)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    )
+    assert idle >= 60 and idle + interval * probes == 300
+
+
+def test_application_on_a_unix_socket_needs_no_keepalive() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        sockets.prepare_application(near)
+        assert not near.getblocking()

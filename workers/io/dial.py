@@ -196,7 +196,10 @@ class Dialler:
         sock = self._reaches[attempt.route].connect()
         try:
             handshake = self._handshake(attempt.index)
-            welcome = _shake_hands(sock, handshake)
+            try:
+                welcome = _shake_hands(sock, handshake)
+            except TimeoutError:
+                raise TimeoutError("no answer to the handshake") from None
             connected = plain_socket.socket(fileno=sock.detach())
         finally:
             sock.close()

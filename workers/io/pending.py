@@ -31,6 +31,8 @@ MAX_REFUSED = 256
 """Refused connections that wait for their deadline: each occupies a descriptor."""
 MAX_SEEN = 8192
 """Messages 1 that are remembered after they were answered."""
+TELL_US = 60_000_000
+"""Refused handshakes are told of so often, however many come."""
 WORK_US = 15_000
 """Time for strangers in 100 ms: established stripes lose no more by any number of them. A refused handshake takes
 40 us, so that is 3,700 a second and worker; a genuine one 250 us. More wait in the kernel."""
@@ -203,6 +205,8 @@ class Strangers:
         self._refused: deque[tuple[int, socket.socket]] = deque()
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._left_us = WORK_US
+        self._told, self._told_us = 0, -TELL_US
+        self._latest = ("", "")
 
     def use(self, timeout_s: float) -> None:
         """How long whoever comes from now on may take."""
@@ -274,6 +278,7 @@ class Strangers:
         """Say nothing and read nothing more; the deadline resets the connection."""
         self.release(pending)
         self.refused += 1
+        self._latest = (pending.address, why)
         log.debug("handshake refused tunnel=%s peer=%s reason=%r", self.door.name, pending.address, why)
         if len(self._refused) >= MAX_REFUSED:
             sockets.close_with_reset(self._refused.popleft()[1])
@@ -301,6 +306,10 @@ class Strangers:
 
     def on_time(self, now_us: int) -> None:
         """Every 100 ms."""
+        if self.refused > self._told and now_us - self._told_us >= TELL_US:
+            count, self._told, self._told_us = self.refused - self._told, self.refused, now_us
+            peer, why = self._latest
+            log.info("handshakes refused tunnel=%s count=%d peer=%s reason=%s", self.door.name, count, peer, why)
         self._left_us = min(self._left_us + WORK_US, WORK_US)
         for deadline_us, sock in self._refused:
             if deadline_us <= now_us:

@@ -20,6 +20,10 @@ LAST_DESCRIPTORS = 16
 USER_TIMEOUT_MS = 20_000
 """A stripe whose data stays unacknowledged for so long is dead."""
 
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 120, 30, 6
+"""An application or a target that vanished without a word is noticed after five minutes. Its stream would last for ever
+otherwise, and a worker that has followers with it."""
+
 ICMP_ERRORS = frozenset(
     {
         errno.ECONNREFUSED,
@@ -150,11 +154,17 @@ def close_normally(sock: socket.socket) -> None:
 
 
 def prepare_application(sock: socket.socket) -> None:
-    """Options of an application's connection. Raises OSError."""
+    """Options of an application's connection, or of one to a target. Raises OSError."""
     sock.setblocking(False)
     reset_on_close(sock)
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform.startswith("linux"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
 def set_congestion(sock: socket.socket, algorithm: str | None) -> None:
