@@ -145,12 +145,16 @@ def _worker(source: Source) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         ours.setblocking(False)
+        theirs.setblocking(False)
         worker = slots.Worker(0, 1, 0, ours)
         packets = 0
         while len(source):
             packet = source.block() * source.choose((1, 1, 1, 64))
             if packet:
-                theirs.send(packet)
+                try:
+                    theirs.send(packet)
+                except BlockingIOError:
+                    break  # more than a socket holds: a worker would wait
                 packets += 1
             with suppress(ValueError, RecursionError):
                 message = msgspec.msgpack.decode(packet, type=boot.ToWorker)
