@@ -363,10 +363,19 @@ def test_small_frames_far_away_take_a_stripe_where_nothing_waits() -> None:
 
 
 def test_nobody_asks_the_kernel_where_the_other_end_is_near() -> None:
-    carrier = Carrier(0, FAR_US - 1)
-    carrier.clear = False
-    lineup = lineup_of(carrier)
-    assert as_carrier(lineup.at_hand()) is carrier
+    carriers = [Carrier(index, FAR_US - 1) for index in range(2)]
+    for each in carriers:
+        each.clear = False
+    lineup = lineup_of(*carriers)
+    assert as_carrier(lineup.at_hand()) is carriers[1]
+    assert lineup.for_small() is None
+
+
+def test_nobody_asks_the_kernel_where_there_is_no_choice() -> None:
+    only = Carrier(0, FAR_US)
+    only.is_clear = lambda: pytest.fail("asked")  # type: ignore[method-assign]
+    lineup = lineup_of(only)
+    assert as_carrier(lineup.at_hand()) is only
     assert lineup.for_small() is None
 
 

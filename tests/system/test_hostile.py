@@ -340,3 +340,17 @@ def still_open(sock: socket.socket) -> bool:
     except ConnectionResetError:
         return False
     pytest.fail("a stranger got an answer")
+
+
+def test_keys_that_differ_are_named_at_both_ends() -> None:
+    with (
+        Lab(emulate=False) as lab,
+        Pair(lab, start=False, client_tunnel='connect_timeout = "1s"\n') as pair,
+    ):
+        pair.start("server")
+        (pair.folder / "laptop.key").write_bytes(base64.b64encode(bytes(32)))
+        pair.start("client")
+        pair.wait(lambda: "no answer to the handshake" in pair.log("client"), "the client's word")
+        pair.wait(lambda: "handshakes refused" in pair.log("server"), "the server's word")
+        assert 'reason="Noise message with a bad tag"' in pair.log("server")
+        assert "bad tag" not in pair.log("client"), "nobody tells a stranger why"

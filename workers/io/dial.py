@@ -196,10 +196,7 @@ class Dialler:
         sock = self._reaches[attempt.route].connect()
         try:
             handshake = self._handshake(attempt.index)
-            try:
-                welcome = _shake_hands(sock, handshake)
-            except TimeoutError:
-                raise TimeoutError("no answer to the handshake") from None
+            welcome = _shake_hands(sock, handshake)
             connected = plain_socket.socket(fileno=sock.detach())
         finally:
             sock.close()
@@ -294,7 +291,10 @@ def _shake_hands(sock: socket.socket, handshake: ClientHandshake) -> Welcome:
     sock.sendall(handshake.message_to_send)
     welcome = None
     while welcome is None:
-        data = sock.recv(2048)
+        try:
+            data = sock.recv(2048)
+        except TimeoutError:
+            raise TimeoutError("no answer to the handshake") from None
         if not data:
             raise ConnectionResetError("closed by the server during the handshake")
         welcome = handshake.receive(data)

@@ -157,14 +157,15 @@ class Lineup:
         return self._held_with_room(needed) if self._held else None
 
     def at_hand(self) -> Stripe | None:
-        """The stripe that a small frame should take if it is known to have room; the kernel is asked only where the
-        other end is far."""
+        """The stripe that a small frame should take if it is known to have room. The kernel is asked only where the
+        other end is far, and there is a choice."""
         if self._express or not self._ready:
             return None
         stripe = self._ready[-1]
         if not stripe.has_budget or stripe.slow or is_stalled(stripe):
             return None
-        return stripe if stripe.rtt_us < FAR_US or stripe.is_clear() else None
+        has_choice = len(self._ready) > 1 and stripe.rtt_us >= FAR_US
+        return None if has_choice and not stripe.is_clear() else stripe
 
     @property
     def held_all(self) -> bool:
@@ -209,8 +210,8 @@ class Lineup:
         return express[0] if express[0].takes_small else None
 
     def _clear(self, stripes: list[Stripe]) -> Stripe | None:
-        """The first of few that is clear; None where the other end is near."""
-        if not stripes or stripes[0].rtt_us < FAR_US:
+        """The first of few that is clear; None where the other end is near, or there is no choice."""
+        if len(stripes) < 2 or stripes[0].rtt_us < FAR_US:
             return None
         well = (each for each in stripes[:LOOK] if not each.slow and not is_stalled(each))
         return next((each for each in well if each.is_clear()), None)

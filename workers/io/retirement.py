@@ -49,8 +49,8 @@ class Retirement:
         stripes = sum(len(session.stripes) for session in sessions)
         if stripes != self._stripes:
             self._stripes, self._progress_us = stripes, now_us
-        has_streams = len(self._connections) > 0 or any(session.share.streams for session in sessions)
-        if has_streams or any(each.is_busy for each in self._tunnels()):
+        is_serving = len(self._connections) > 0 or any(session.share.streams for session in sessions)
+        if is_serving or any(each.is_busy for each in self._tunnels()):
             self._busy_us = self._progress_us = now_us
             return False
         for session in sessions:

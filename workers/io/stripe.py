@@ -20,7 +20,7 @@ READ, WRITE = 1, 2
 PENDING_MAX = OUTBOUND_BYTES + (256 << 10)
 """What may wait for the kernel: one staging buffer, and control frames that do not ask for room."""
 
-STAGED_CLEAR = 4 << 10
+STAGED_CLEAR_BYTES = 4 << 10
 """A stripe with more in this turn's staging buffer is not clear for what comes behind it."""
 
 
@@ -182,7 +182,7 @@ class Stripe(Receiving):
     def is_clear(self) -> bool:
         """Whether a small frame leaves at once, with nothing missing in front of it. Asks the kernel."""
         staged = self._staging.fill if self._staging.stripe is self else 0
-        return staged < STAGED_CLEAR and self._pending is None and not self.closed and sockets.is_clear(self.sock)
+        return staged < STAGED_CLEAR_BYTES and self._pending is None and not self.closed and sockets.is_clear(self.sock)
 
     @property
     def is_fast(self) -> bool:
