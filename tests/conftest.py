@@ -16,6 +16,10 @@ DEADLINE_S = 120.0
 hypothesis.settings.register_profile("forwarder", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("forwarder")
 
+# In the background of a script Ctrl-C is ignored, and would be by all programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class DeadlineExceeded(BaseException):
     """The test took too long. No Exception, so that neither the code under test nor Hypothesis handles it."""
