@@ -24,6 +24,8 @@ IDLE = Link(delay_ms=50)
 OVER_PING_MS = 10.0 if "FORWARDER_TEST_LONG" in os.environ else 20.0
 """What the ordinary run allows leaves room for a busy machine; without the small frames' stripe it was 27 and more."""
 OVER_ROUND_TRIP_MS = 10.0
+IN_USE = 0.85
+"""Bulk's part of the link, beside small requests that find no queue."""
 FIRST_BYTES = 10
 LATE_MS = 5.0
 ASKED_BEFORE_S = 1.0
@@ -123,6 +125,9 @@ def test_small_requests_beside_a_bulk_transfer_wait_little_longer_than_a_ping(
     with judged() as require:
         waits = beside_bulk(workers, stripes, congestion, upwards=upwards)
         require(waits.request_p99 <= waits.ping_p99 + OVER_PING_MS, str(waits))
+        if stripes > 1:
+            require(waits.request_p50 <= 2 * BUSY.delay_ms + OVER_ROUND_TRIP_MS, f"no queue: {waits}")
+            require(waits.bulk_bps >= IN_USE * (BUSY.rate_bps or 0), f"bulk goes on: {waits}")
 
 
 @WORKERS

@@ -98,7 +98,8 @@ class Guest(NamedTuple):
 class Exchange:
     """One session's part of the mesh. `stripes` are this worker's, by index; they belong to the session.
 
-    `last_guest_us` is when they were last of use to another worker. `pass_guest` sends a frame at once, if it can.
+    `last_guest_us` is when they were last of use to another worker; `light_us` when one last told of small frames
+    (LIGHT). `pass_guest` sends a frame at once, if it can.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Exchange:
     ) -> None:
         self.guests: deque[Guest] = deque()
         self.small_guests: deque[Guest] = deque()
-        self.last_guest_us = 0
+        self.last_guest_us = self.light_us = 0
         self.pass_guest: Callable[[Guest], bool] = lambda guest: False
         self._context = context
         self.tunnel = tunnel
@@ -209,7 +210,7 @@ class Exchange:
                 queue.remove(guest)
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
-        """LOST, STALLED or CARRIERS of this session."""
+        """LOST, STALLED, LIGHT or CARRIERS of this session."""
         kind, flags, _, _, _, flow, offset, _, carrier, value, value2 = descriptor
         remote = self.remote(peer)
         if kind == mesh.LOST:
@@ -226,6 +227,8 @@ class Exchange:
             remote.up, remote.usable, remote.rtt_us = carrier, value2, offset if carrier else 0
             remote.far = (value >> 32, value & 0xFFFFFFFF, flow) if carrier else None
             remote.full = bool(flags)
+        elif kind == mesh.LIGHT:
+            self.light_us = clock_us()
         else:
             self._context.mesh.dropped_descriptors += 1
 

@@ -37,7 +37,10 @@ packets in flight for 200 ms of every 10 s (PROBE_RTT): three in a hundred answe
 
 
 class Lineup:
-    """`stripes` are this worker's, by index; they belong to the session."""
+    """`stripes` are this worker's, by index; they belong to the session. `express` are those kept for small frames.
+
+    `light_us`, `heavy_us`: when a small frame of an application was sent last, and one of a bulk transfer.
+    """
 
     def __init__(self, stripes: dict[int, Stripe]) -> None:
         self._stripes = stripes
@@ -46,9 +49,9 @@ class Lineup:
         self._aside: list[Stripe] = []
         self._busy: dict[Stripe, None] = {}
         self._full: set[Stripe] = set()
-        self._express: list[Stripe] = []
+        self.express: list[Stripe] = []
         self._is_lossy = False
-        self._light_us = self._heavy_us = -TOGETHER_US
+        self.light_us = self.heavy_us = -TOGETHER_US
         self._least_us = 0
         self._quick_bps = 0.0
 
@@ -59,7 +62,7 @@ class Lineup:
 
     def make_ready(self, stripe: Stripe) -> None:
         """`stripe` may have room."""
-        if stripe.in_ready or stripe.closed or stripe in self._express:
+        if stripe.in_ready or stripe.closed or stripe in self.express:
             return
         stripe.in_ready = True
         self._full.discard(stripe)
@@ -79,8 +82,8 @@ class Lineup:
         self._busy.pop(stripe, None)
         if stripe in self._aside:
             self._aside.remove(stripe)
-        if stripe in self._express:
-            self._express.remove(stripe)
+        if stripe in self.express:
+            self.express.remove(stripe)
         if len(self._stripes) < EXPRESS_STRIPES:
             self._release()
 
@@ -151,7 +154,7 @@ class Lineup:
             if ready and ready[-1] is stripe:
                 ready.pop()
                 stripe.in_ready = False
-        if self._express and len(self._held) + len(self._express) >= len(self._stripes):
+        if self.express and len(self._held) + len(self.express) >= len(self._stripes):
             self._release()
             return self.with_room(needed)
         return self._held_with_room(needed) if self._held else None
@@ -159,7 +162,7 @@ class Lineup:
     def at_hand(self) -> Stripe | None:
         """The stripe that a small frame should take if it is known to have room. The kernel is asked only where the
         other end is far, and there is a choice."""
-        if self._express or not self._ready:
+        if self.express or not self._ready:
             return None
         stripe = self._ready[-1]
         if not stripe.has_budget or stripe.slow or is_stalled(stripe):
@@ -197,7 +200,7 @@ class Lineup:
 
     def for_small(self) -> Stripe | None:
         """The stripe for a small frame: one kept for them, or a clear one of those that are next soon; None for any."""
-        express = self._express
+        express = self.express
         if not express:
             return self._clear(self._ready[: -LOOK - 1 : -1])
         if is_stalled(express[0]):
@@ -220,7 +223,7 @@ class Lineup:
         """A stripe for a copy of a small frame, where packets get lost: one kept for such that did not have it yet."""
         if not self._is_lossy:
             return None
-        kept = (each for each in self._express if each not in sent_on)
+        kept = (each for each in self.express if each not in sent_on)
         return next((each for each in kept if each.takes_small and not is_stalled(each)), None)
 
     def without_room(self, slow: bool) -> Stripe | None:
@@ -232,30 +235,30 @@ class Lineup:
 
     def on_light(self, now_us: int) -> None:
         """A small frame of an application was sent."""
-        self._light_us = now_us
-        if now_us - self._heavy_us > TOGETHER_US:
+        self.light_us = now_us
+        if now_us - self.heavy_us > TOGETHER_US:
             self._release()
             return
         count = len(self._stripes)
         spared = sum(count >= least for least in SPARED) if self._is_lossy else 0
         wanted = (count >= EXPRESS_STRIPES) + spared
-        if len(self._express) > wanted:
-            self.make_ready(self._express.pop())
-        elif len(self._express) < wanted:
-            free = [each for each in self._stripes.values() if not is_stalled(each) and each not in self._express]
-            if len(free) + len(self._express) >= EXPRESS_STRIPES:
+        if len(self.express) > wanted:
+            self.make_ready(self.express.pop())
+        elif len(self.express) < wanted:
+            free = [each for each in self._stripes.values() if not is_stalled(each) and each not in self.express]
+            if len(free) + len(self.express) >= EXPRESS_STRIPES:
                 express = min(free, key=lambda each: (each.slow, each.info.unacked_bytes if each.info else 0))
                 self.forget(express)
-                self._express.append(express)
+                self.express.append(express)
 
     def on_heavy(self, now_us: int) -> None:
         """A frame of a bulk transfer was sent."""
-        self._heavy_us = now_us
-        if self._express and now_us - self._light_us > TOGETHER_US:
+        self.heavy_us = now_us
+        if self.express and now_us - self.light_us > TOGETHER_US:
             self._release()
 
     def _release(self) -> None:
-        express, self._express = self._express, []
+        express, self.express = self.express, []
         for stripe in express:
             self.make_ready(stripe)
 

@@ -23,6 +23,7 @@ REPLACED  all                 -           -               -                 inde
 SEATS     all                 -           -               -                 -           first slot     workers
 RELEASED  all                 -           -               -                 index       -              -
 STARTED   all                 -           -               -                 -           -              -
+LIGHT     all                 -           -               -                 -           -              -
 
 In a spray session a flow is a conversation, which IN names, too, and what is in a slot are datagrams of `value2` bytes
 back to back, the last perhaps shorter; `offset` is the kind of the record that they came in, or will go in. Also there:
@@ -39,7 +40,8 @@ to go; LOAD, that the sender has some. REPLACED: the sender has a stripe in plac
 no session, tells the sender's generation: with flag 1 it retires, with flag 2 it has let go of all ports and of its
 applications' datagram sockets, with flag 4 handed on its conversations. RELEASED, which names no session: the sender
 has let go of that carrier's port. STARTED, which names no session: the sender has just begun with that tunnel, and has
-to learn what a new worker learns. `tunnel` is the tunnel's index. Unknown kinds, and slots and lengths outside the
+to learn what a new worker learns. LIGHT: the sender has had small frames of applications lately (`workers.io.shaping`).
+`tunnel` is the tunnel's index. Unknown kinds, and slots and lengths outside the
 arena, are counted and dropped.
 """
 
@@ -52,7 +54,7 @@ from workers.shm.arena import ArenaView
 from workers.shm.ring import RingConsumer, RingProducer
 
 OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE, STALLED, LOAD, POOL, BROKEN = range(1, 15)
-CONVERSATION, TOUCHED, CLOSED, REPLACED, SEATS, RELEASED, STARTED = range(15, 22)
+CONVERSATION, TOUCHED, CLOSED, REPLACED, SEATS, RELEASED, STARTED, LIGHT = range(15, 23)
 RETIRING, LET_GO, HANDED_ON = 1, 2, 4
 """Flags of SEATS."""
 

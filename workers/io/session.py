@@ -22,6 +22,7 @@ from workers.io.ingress import Ingress
 from workers.io.liveness import Liveness
 from workers.io.mesh import Descriptor, Peer
 from workers.io.parting import Parting
+from workers.io.shaping import Shaping
 from workers.io.stripe import Stripe
 from workers.settings import StripeTunnel
 from workers.status import SessionStatus
@@ -46,13 +47,7 @@ class Session:
         self.key_index = key_index
         self.peer_text = ""
         self.share = SessionShare(
-            end,
-            context.slot,
-            context.serial,
-            self,
-            context.credit.for_session(),
-            tunnel.window_max_bytes,
-            max_streams,
+            end, context.slot, context.serial, self, context.credit.for_session(), tunnel.window_max_bytes, max_streams
         )
         self.stripes: dict[int, Stripe] = {}
         self.exchange = Exchange(context, tunnel, self.share, self.stripes, number, key_index)
@@ -61,6 +56,7 @@ class Session:
         self.liveness = Liveness(context, tunnel, self.share, self.stripes, self.exchange, self.egress)
         self.parting = Parting(self.share, self.exchange)
         self.far_end = FarEnd(self.share, self.exchange)
+        self.shaping = Shaping(tunnel.name, self.stripes, self.exchange, self.egress.lineup)
         self._owners: list[Owner] = []
         self._next_owner = 0
         self._generation = 0
@@ -361,6 +357,7 @@ class Session:
         self._sent_before = self.share.bytes_out
         self.egress.alone.give_back()
         self._follow_trips()
+        self.shaping.on_time(now_us)
         self.far_end.on_time()
         if self.share.has_work or self.exchange.has_guests:
             self.egress.pump()

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
+SO_MAX_PACING_RATE = 47
+"""Bytes a second (asm-generic/socket.h)."""
+PACING_MAX, UNLIMITED = (1 << 31) - 1, -1
 SIOCOUTQNSD = 0x894B
 """Bytes of a TCP socket not yet sent (linux/sockios.h)."""
 RESERVED_DESCRIPTORS = 32
@@ -50,6 +53,7 @@ _RTT_AT, _MSS_AT, _CWND_AT, _UNACKED_AT, _RETRANS_AT, _SEGS_OUT_AT = 68, 16, 80,
 _DELIVERY_RATE_AT, _APP_LIMITED_AT = 160, 7
 _TIMEOUTS_AT = 2
 _CA_STATE_AT, _NOT_SENT_AT = 1, 144
+_BYTES_ACKED_AT, _MIN_RTT_AT = 120, 148
 _CA_OPEN = 0
 """TCP_CA_Open: no ACK speaks of a hole."""
 _U64 = struct.Struct("=Q")
@@ -58,11 +62,14 @@ _U64 = struct.Struct("=Q")
 class TcpInfo(NamedTuple):
     """A few fields of TCP_INFO. `loss`: retransmitted share of all segments. `*_rate_bps`: bits a second.
 
-    `timeouts`: retransmission timeouts in a row, since something was acknowledged.
+    `timeouts`: retransmission timeouts in a row, since something was acknowledged. `least_rtt_us`: the shortest round
+    trip of the last minutes (net.ipv4.tcp_min_rtt_wlen).
     """
 
     rtt_us: int
+    least_rtt_us: int
     unacked_bytes: int
+    acked_bytes: int
     window_rate_bps: float
     delivery_rate_bps: float
     app_limited: bool
@@ -95,7 +102,9 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
     (delivery,) = _U64.unpack_from(raw, _DELIVERY_RATE_AT)
     return TcpInfo(
         rtt_us=rtt_us,
+        least_rtt_us=_U32.unpack_from(raw, _MIN_RTT_AT)[0],
         unacked_bytes=unacked * mss,
+        acked_bytes=_U64.unpack_from(raw, _BYTES_ACKED_AT)[0],
         window_rate_bps=8e6 * cwnd * mss / max(rtt_us, 1),
         delivery_rate_bps=8.0 * delivery,
         app_limited=bool(raw[_APP_LIMITED_AT] & 1),
@@ -127,6 +136,12 @@ def is_clear(sock: socket.socket) -> bool:
 def set_unsent_limit(sock: socket.socket, limit: int) -> None:
     """Let the socket be writable while less than half of `limit` bytes are unsent (TCP_NOTSENT_LOWAT)."""
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limit)
+
+
+def set_pacing_limit(sock: socket.socket, limit_bps: float) -> None:
+    """Let the socket send no more than so many bits a second; 0 for no limit. Raises OSError on a closed socket."""
+    limit = min(max(int(limit_bps / 8), 1), PACING_MAX) if limit_bps else UNLIMITED
+    sock.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, limit)
 
 
 def is_of_reserve(sock: socket.socket, reserve: int = RESERVED_DESCRIPTORS) -> bool:

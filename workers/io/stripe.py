@@ -347,6 +347,13 @@ class Stripe(Receiving):
             except OSError as error:
                 self.fail(str(error))
 
+    def limit(self, limit_bps: float) -> None:
+        """Send no more than so many bits a second; 0 for no limit."""
+        try:
+            sockets.set_pacing_limit(self.sock, limit_bps)
+        except OSError as error:
+            self.fail(str(error))
+
     def status(self, worker: int, now_us: int) -> CarrierStatus:
         """The stripe as `forwarder status` shows it."""
         info = sockets.tcp_info(self.sock) or self.info

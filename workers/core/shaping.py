@@ -1,0 +1,92 @@
+"""How fast bulk may go while small frames share its path, so that no queue stands in front of them.
+
+The bottleneck of a path has one queue for all. Loss-based congestion control keeps it full, and many of BBR's flows
+together send more than it takes; what is small then waits there or is lost, however well it was scheduled here. While
+small frames and bulk are sent together, and small frames are seen to queue, bulk is limited to a little less than the
+path delivered. From there on the limit follows the queue: lower while there is one, higher while there is none. A queue
+that stays all the same is somebody else's.
+"""
+
+from typing import NamedTuple
+
+INTERVAL_US = 500_000
+"""How often the limit is set: several round trips, after which a change is seen."""
+NEWEST = 0.4
+"""The weight of the latest measurement in what a path delivers: BBR's cycle of eight round trips evens out."""
+BEGIN_US, QUEUE_US = 5_000, 2_500
+"""Small frames that wait so long in the network begin it; what counts as a queue from then on."""
+JITTER = 0.1
+"""Or so much of the shortest round trip: longer paths vary more."""
+STEADY = 1.25
+"""Before it begins, the latest measurement has to be within that of the smoothed one: TCP may still be starting."""
+FIRST, LESS = 0.94, 0.97
+"""500 Mbit/s with a queue of 20 ms are clear of it after 0.5 to 2 s."""
+PROBE, NEARLY = 0.003, 0.975
+"""Growth in an interval without a queue, from NEARLY the rate at which there was one."""
+MORE, MORE_AGAIN, MORE_MAX = 0.01, 1.5, 0.04
+"""Growth elsewhere: it begins with 1 %, and gets faster as long as there is no queue."""
+IN_USE = 0.8
+"""A limit of which less is used does not grow."""
+LEAST = 0.75
+"""Bulk gives way by no more than a quarter."""
+AGAIN_US = 30_000_000
+"""An attempt that did not help is repeated so much later."""
+
+
+class Queues(NamedTuple):
+    """How much longer round trips take than the shortest of the path, `shortest_us`: those of bulk's carriers
+    (`bulk_us`), and of those that small frames take (`small_us`)."""
+
+    bulk_us: float
+    small_us: float
+    shortest_us: float
+
+    def allowed_us(self, least_us: int) -> float:
+        """What does not count as a queue, of BEGIN_US or QUEUE_US."""
+        return max(least_us, JITTER * self.shortest_us * least_us / BEGIN_US)
+
+
+class Shaper:
+    """The limit of one worker's bulk in one session: `limit_bps`, bits a second; 0 for none."""
+
+    __slots__ = ("_more", "_most_bps", "_not_before_us", "_queued_bps", "limit_bps")
+
+    def __init__(self) -> None:
+        self.limit_bps = 0.0
+        self._most_bps = self._queued_bps = 0.0
+        self._more = MORE
+        self._not_before_us = 0
+
+    def release(self) -> None:
+        """Small frames and bulk are not sent together any more."""
+        self.limit_bps = 0.0
+
+    def on_interval(self, now_us: int, smoothed_bps: float, latest_bps: float, queues: Queues) -> None:
+        """Every INTERVAL_US, while small frames and bulk are sent together; what bulk delivered, smoothed with NEWEST,
+        and in the last interval."""
+        if not self.limit_bps:
+            is_steady = latest_bps < STEADY * smoothed_bps
+            if is_steady and queues.small_us > queues.allowed_us(BEGIN_US) and now_us >= self._not_before_us:
+                self.limit_bps = self._most_bps = FIRST * smoothed_bps
+                self._queued_bps = smoothed_bps
+                self._more = MORE
+        elif queues.bulk_us > queues.allowed_us(QUEUE_US):
+            self._on_queue(now_us, max(smoothed_bps, latest_bps))
+        elif latest_bps > IN_USE * self.limit_bps:
+            self._grow()
+
+    def _on_queue(self, now_us: int, delivered_bps: float) -> None:
+        self._more = MORE
+        self._queued_bps = min(self.limit_bps, delivered_bps)
+        self.limit_bps = LESS * min(self.limit_bps, delivered_bps / IN_USE)
+        if self.limit_bps < LEAST * self._most_bps:
+            self.limit_bps = 0.0
+            self._not_before_us = now_us + AGAIN_US
+
+    def _grow(self) -> None:
+        if NEARLY * self._queued_bps < self.limit_bps < self._queued_bps:
+            self.limit_bps *= 1 + PROBE
+        else:
+            self.limit_bps *= 1 + self._more
+            self._more = min(self._more * MORE_AGAIN, MORE_MAX)
+        self._most_bps = max(self._most_bps, self.limit_bps)

@@ -1,0 +1,122 @@
+"""Room for small frames where bulk fills the network: the pacing of the stripes that carry it, in one worker.
+
+1. `on_time` tells the other workers of small frames here (LIGHT), for bulk of theirs takes the same path;
+2. while there are such, anywhere, and bulk here, what each stripe delivers is measured;
+3. `workers.core.shaping` finds the limit for all of them, and each gets its part as SO_MAX_PACING_RATE.
+
+Stripes kept for small frames are not limited. They show, at first, whether bulk's queue is theirs, too: where each
+connection has a queue of its own, there is nothing to gain.
+"""
+
+import logging
+
+from workers.core.shaping import INTERVAL_US, NEWEST, Queues, Shaper
+from workers.io import mesh
+from workers.io.exchange import Exchange
+from workers.io.lineup import FAR_US, TOGETHER_US, Lineup, is_stalled
+from workers.io.sockets import TcpInfo
+from workers.io.stripe import Stripe
+
+LEAST_SHARE = 0.25
+"""Of the mean: a stripe gets so much of the limit whatever it delivered, to be able to deliver more."""
+
+log = logging.getLogger("forwarder.session")
+
+
+class Delivery:
+    """What one stripe delivers: `acked_bytes` in all, and bits a second."""
+
+    __slots__ = ("acked_bytes", "latest_bps", "smoothed_bps")
+
+    def __init__(self, acked_bytes: int) -> None:
+        self.acked_bytes = acked_bytes
+        self.latest_bps = self.smoothed_bps = 0.0
+
+    def measure(self, acked_bytes: int, elapsed_us: int) -> None:
+        """So many bytes in all were acknowledged by now, `elapsed_us` after the measurement before."""
+        self.latest_bps = (acked_bytes - self.acked_bytes) * 8e6 / elapsed_us
+        self.acked_bytes = acked_bytes
+        weight = NEWEST if self.smoothed_bps else 1.0
+        self.smoothed_bps += weight * (self.latest_bps - self.smoothed_bps)
+
+
+class Shaping:
+    """`stripes` are this worker's, by index; they belong to the session."""
+
+    def __init__(self, tunnel_name: str, stripes: dict[int, Stripe], exchange: Exchange, lineup: Lineup) -> None:
+        self._tunnel_name = tunnel_name
+        self._stripes = stripes
+        self._exchange = exchange
+        self._lineup = lineup
+        self._shaper = Shaper()
+        self._measured_us = 0
+        self._deliveries: dict[Stripe, Delivery] = {}
+
+    def on_time(self, now_us: int) -> None:
+        """Every 100 ms, after the stripes' meters were read."""
+        elapsed_us = now_us - self._measured_us
+        if elapsed_us < INTERVAL_US:
+            return
+        self._measured_us = now_us
+        lately_us = now_us - TOGETHER_US
+        is_light = self._lineup.light_us > lately_us
+        if is_light:
+            self._exchange.tell_all(mesh.LIGHT)
+        former_bps = self._shaper.limit_bps
+        if self._lineup.heavy_us > lately_us and (is_light or self._exchange.light_us > lately_us):
+            self._measure(elapsed_us)
+            self._limit(now_us)
+        else:
+            self._deliveries.clear()
+            self._shaper.release()
+        if former_bps and not self._shaper.limit_bps:
+            for stripe in list(self._stripes.values()):
+                stripe.limit(0)
+        if bool(former_bps) != bool(self._shaper.limit_bps):
+            log.debug("bulk limit tunnel=%s bps=%.0f", self._tunnel_name, self._shaper.limit_bps)
+
+    def _measure(self, elapsed_us: int) -> None:
+        former, self._deliveries = self._deliveries, {}
+        for stripe in self._stripes.values():
+            if stripe.info is not None:
+                delivery = self._deliveries[stripe] = former.get(stripe) or Delivery(stripe.info.acked_bytes)
+                if stripe in former:
+                    delivery.measure(stripe.info.acked_bytes, elapsed_us)
+
+    def _limit(self, now_us: int) -> None:
+        express = self._lineup.express
+        bulk = {
+            stripe: delivery
+            for stripe, delivery in self._deliveries.items()
+            if stripe not in express and not is_stalled(stripe)
+        }
+        smoothed_bps = sum(each.smoothed_bps for each in bulk.values())
+        queues = _queues(bulk, express) if smoothed_bps else None
+        if queues is None or queues.shortest_us < FAR_US:
+            self._shaper.release()
+            return
+        latest_bps = sum(each.latest_bps for each in bulk.values())
+        self._shaper.on_interval(now_us, smoothed_bps, latest_bps, queues)
+        if self._shaper.limit_bps:
+            for stripe, delivery in bulk.items():
+                part = max(delivery.smoothed_bps / smoothed_bps, LEAST_SHARE / len(bulk))
+                stripe.limit(self._shaper.limit_bps * part)
+            for stripe in list(express):
+                stripe.limit(0)
+
+
+def _queues(bulk: dict[Stripe, Delivery], express: list[Stripe]) -> Queues:
+    """Bulk's are averages by what the stripes deliver."""
+    whole_bps = queue_us = shortest_us = 0.0
+    for stripe, delivery in bulk.items():
+        if stripe.info is not None:
+            whole_bps += delivery.smoothed_bps
+            queue_us += delivery.smoothed_bps * _queue_us(stripe.info)
+            shortest_us += delivery.smoothed_bps * stripe.info.least_rtt_us
+    small = (_queue_us(each.info) for each in express if each.info is not None)
+    queue_us /= whole_bps
+    return Queues(queue_us, min(small, default=queue_us), shortest_us / whole_bps)
+
+
+def _queue_us(info: TcpInfo) -> float:
+    return info.rtt_us - info.least_rtt_us
