@@ -7,24 +7,36 @@ from typing import Any, cast
 
 import pytest
 
+from workers.core import frame
 from workers.core.shaping import BEGIN_US, FIRST, INTERVAL_US
 from workers.io import mesh, sockets
-from workers.io.lineup import FAR_US, TOGETHER_US, Lineup
-from workers.io.shaping import LEAST_SHARE, Shaping
+from workers.io.exchange import Exchange
+from workers.io.lineup import EXPRESS_STRIPES, FAR_US, TOGETHER_US, Lineup
+from workers.io.shaping import LEAST_SHARE, PROBED, Shaping
 from workers.io.stripe import Stripe
 
 LEAST_RTT_US = 50_000
 QUEUED_US = 2 * BEGIN_US
+LATELY = TOGETHER_US // INTERVAL_US
 
 
 class Carrier:
-    """What shaping asks of a stripe. `limits`: those that it was given."""
+    """What shaping asks of a stripe. `limits`: those that it was given; `pings`: how many it was to send, of which each
+    is answered within an interval if `answers`."""
 
     def __init__(self, rate_bps: float = 10e6, queue_us: int = QUEUED_US) -> None:
-        self.rate_bps = rate_bps
-        self.stalled, self.path = False, None
+        self.rate_bps, self.queue_us = rate_bps, queue_us
+        self.stalled, self.path, self.answers = False, None, True
         self.info: Any = SimpleNamespace(acked_bytes=0, rtt_us=LEAST_RTT_US + queue_us, least_rtt_us=LEAST_RTT_US)
         self.limits: list[float] = []
+        self.pings = self.pinged_us = 0
+
+    def send(self, data: bytes) -> None:
+        assert frame.unpack(data).kind == frame.PING
+        self.pings += 1
+
+    def flush(self) -> None:
+        pass
 
     def limit(self, limit_bps: float) -> None:
         self.limits.append(limit_bps)
@@ -33,16 +45,20 @@ class Carrier:
 class World:
     """A worker's stripes of one session, as time goes by. `told`: what the other workers were sent."""
 
-    def __init__(self, *carriers: Carrier) -> None:
-        self.carriers = carriers
-        stripes = cast(dict[int, Stripe], dict(enumerate(carriers)))
-        self.lineup = Lineup(stripes)
-        self.exchange = SimpleNamespace(light_us=0, tell_all=lambda kind: self.told.append(kind))
-        self.told: list[int] = []
-        self.shaping = Shaping("t", stripes, cast(Any, self.exchange), self.lineup)
+    def __init__(self, *carriers: Carrier, express: tuple[Carrier, ...] = ()) -> None:
+        self.carriers = [*carriers, *express]
+        self.stripes = cast(dict[int, Stripe], dict(enumerate(self.carriers)))
+        self.lineup = Lineup(self.stripes)
+        self.keep(*express)
+        self.told: list[int | None] = []
+        self.exchange = SimpleNamespace(light_us=0, small_us=None, tell_light=self.told.append)
+        self.shaping = Shaping("t", self.stripes, cast(Any, self.exchange), self.lineup)
         self.now_us = 100 * TOGETHER_US
 
-    def run(self, intervals: int, *, light: bool = True, heavy: bool = True, elsewhere: bool = False) -> None:
+    def keep(self, *express: Carrier) -> None:
+        self.lineup.express = cast(list[Stripe], list(express))
+
+    def run(self, intervals: int, *, light: bool = True, heavy: bool = True, elsewhere_us: int | None = None) -> None:
         for _ in range(intervals):
             for carrier in self.carriers:
                 if carrier.info is not None:
@@ -52,9 +68,17 @@ class World:
                 self.lineup.light_us = self.now_us
             if heavy:
                 self.lineup.heavy_us = self.now_us
-            if elsewhere:
-                self.exchange.light_us = self.now_us
+            if elsewhere_us is not None:
+                self.exchange.light_us, self.exchange.small_us = self.now_us, elsewhere_us
             self.shaping.on_time(self.now_us)
+            for carrier in self.carriers:
+                if carrier.pinged_us and carrier.answers:
+                    carrier.pinged_us = 0
+                    self.shaping.on_pong(cast(Stripe, carrier), LEAST_RTT_US + carrier.queue_us)
+
+
+def few(count: int) -> tuple[Carrier, ...]:
+    return tuple(Carrier() for _ in range(count))
 
 
 def test_each_stripe_gets_its_part_of_the_limit() -> None:
@@ -66,28 +90,35 @@ def test_each_stripe_gets_its_part_of_the_limit() -> None:
     assert unused.limits == [pytest.approx(whole_bps * LEAST_SHARE / 3, rel=1e-6)]
 
 
-@pytest.mark.parametrize(("light", "heavy", "elsewhere", "limited"), [
-    (True, True, False, True),
-    (False, True, True, True),
-    (False, True, False, False),
-    (True, False, True, False),
+@pytest.mark.parametrize(("light", "heavy", "elsewhere_us", "limited"), [
+    (True, True, None, True),
+    (False, True, QUEUED_US, True),
+    (False, True, 0, False),
+    (False, True, None, False),
+    (True, False, QUEUED_US, False),
 ])  # fmt: skip
-def test_only_bulk_beside_small_frames_of_any_worker_is_limited(
-    light: bool, heavy: bool, elsewhere: bool, limited: bool
+def test_only_bulk_beside_small_frames_that_queue_is_limited(
+    light: bool, heavy: bool, elsewhere_us: int | None, limited: bool
 ) -> None:
     carrier = Carrier()
-    world = World(carrier)
-    world.run(4, light=light, heavy=heavy, elsewhere=elsewhere)
+    World(carrier).run(4, light=light, heavy=heavy, elsewhere_us=elsewhere_us)
     assert bool(carrier.limits) == limited
-    assert world.told == ([mesh.LIGHT] * 4 if light else [])
+
+
+def test_other_workers_learn_of_small_frames_and_how_long_they_queue() -> None:
+    world = World(*few(5), express=few(1))
+    world.run(3)
+    assert world.told == [None, QUEUED_US, QUEUED_US]
+    world.run(LATELY + 3, light=False)
+    assert len(world.told) == 3 + LATELY - 1
 
 
 def test_limit_ends_with_the_small_frames() -> None:
-    carriers = Carrier(), Carrier()
+    carriers = few(2)
     world = World(*carriers)
-    world.run(2)
+    world.run(3)
     assert all(each.limits[-1] > 0 for each in carriers)
-    world.run(1 + TOGETHER_US // INTERVAL_US, light=False)
+    world.run(LATELY, light=False)
     assert all(each.limits[-1] == 0 for each in carriers)
     count = len(carriers[0].limits)
     world.run(5, light=False)
@@ -96,21 +127,53 @@ def test_limit_ends_with_the_small_frames() -> None:
 
 def test_stripes_for_small_frames_are_not_limited_and_tell_whether_they_queue() -> None:
     bulk, express = Carrier(), Carrier(1e3, queue_us=0)
-    world = World(bulk, express)
-    world.lineup.express.append(cast(Stripe, express))
+    world = World(bulk, *few(4), express=(express,))
     world.run(10)
     assert not bulk.limits, "each connection has a queue of its own"
-    express.info.rtt_us = LEAST_RTT_US + QUEUED_US
+    express.queue_us = QUEUED_US
+    world.run(2)
+    assert bulk.limits == [pytest.approx(FIRST * 10e6, rel=1e-6)] and express.limits == [0]
+    assert express.pings == 12 and not bulk.pings
+
+
+def test_soonest_of_few_answers_counts() -> None:
+    late, soon = Carrier(queue_us=10 * QUEUED_US), Carrier(queue_us=BEGIN_US // 2)
+    world = World(*few(5), express=(late, soon, *few(PROBED)))
+    world.run(4)
+    assert world.told[-1] == BEGIN_US // 2
+    assert [each.pings > 0 for each in world.carriers] == [False] * 5 + [True] * PROBED + [False] * 2
+
+
+def test_nothing_is_limited_where_no_answer_comes() -> None:
+    world = World(*few(EXPRESS_STRIPES), express=few(1))
+    world.carriers[-1].answers = False
+    world.run(10)
+    assert world.carriers[-1].pings == 1, "the next is sent after an answer"
+    assert not any(each.limits for each in world.carriers) and not any(world.told)
+
+
+def test_worker_without_bulk_asks_any_of_its_stripes() -> None:
+    world = World(*few(5))
+    world.run(2, heavy=False)
+    assert sum(each.pings > 0 for each in world.carriers) == PROBED
+    assert world.told == [None, QUEUED_US]
+
+
+def test_answers_to_others_do_not_count() -> None:
+    world = World(*few(5), express=few(1))
     world.run(1)
-    assert bulk.limits == [pytest.approx(FIRST * 10e6, rel=1e-3)] and express.limits == [0]
+    world.shaping.on_pong(cast(Stripe, world.carriers[0]), LEAST_RTT_US)
+    world.run(1)
+    assert world.told[-1] == QUEUED_US
 
 
 def test_stripe_that_changes_its_part_is_limited_or_set_free() -> None:
-    bulk, express = Carrier(), Carrier(1e3)
-    world = World(bulk, express, *(Carrier() for _ in range(6)))
-    world.lineup.express.append(cast(Stripe, express))
-    world.run(2)
-    world.lineup.express[:] = [cast(Stripe, bulk)]
+    express = Carrier(1e3)
+    world = World(*few(7), express=(express,))
+    world.run(3)
+    bulk = world.carriers[0]
+    assert bulk.limits[-1] > 0 and express.limits[-1] == 0
+    world.keep(bulk)
     world.run(1)
     assert bulk.limits[-1] == 0 and express.limits[-1] > 0
 
@@ -134,12 +197,30 @@ def test_new_stripe_is_measured_before_it_counts() -> None:
     world = World(first)
     world.run(2)
     second.info.acked_bytes = 1 << 40
-    world.carriers = first, second
-    cast(Any, world.shaping)._stripes[1] = second
+    world.carriers.append(second)
+    world.stripes[1] = cast(Stripe, second)
     world.run(1)
     assert second.limits[-1] == pytest.approx(first.limits[-1] * LEAST_SHARE / 2)
-    world.run(2)
+    world.run(1)
     assert second.limits[-1] == pytest.approx(first.limits[-1])
+
+
+def test_descriptor_of_small_frames_says_what_is_known() -> None:
+    sent: list[tuple[int, int, int]] = []
+
+    def send(kind: int, *, flags: int, value: int, **fields: int) -> None:
+        sent.append((kind, flags, value))
+
+    peer = cast(mesh.Peer, SimpleNamespace(slot=1, send=send))
+    context = SimpleNamespace(mesh=SimpleNamespace(peers={1: peer}))
+    tunnel = SimpleNamespace(index=0, frame_max_bytes=1 << 18)
+    exchange = Exchange(cast(Any, context), cast(Any, tunnel), cast(Any, None), {}, 0, 0)
+    for small_us in (None, 0, 1234):
+        exchange.tell_light(small_us)
+    assert sent == [(mesh.LIGHT, 0, 0), (mesh.LIGHT, 1, 0), (mesh.LIGHT, 1, 1234)]
+    for (kind, flags, value), small_us in zip(sent, (None, 0, 1234), strict=True):
+        exchange.on_descriptor(peer, (kind, flags, 0, 0, 0, 0, 0, 0, 0, value, 0))
+        assert exchange.small_us == small_us and exchange.light_us
 
 
 @pytest.fixture

@@ -14,11 +14,15 @@ INTERVAL_US = 500_000
 NEWEST = 0.4
 """The weight of the latest measurement in what a path delivers: BBR's cycle of eight round trips evens out."""
 BEGIN_US, QUEUE_US = 5_000, 2_500
-"""Small frames that wait so long in the network begin it; what counts as a queue from then on."""
+"""Where bulk and small frames wait so long in the network it begins; what counts as a queue from then on."""
 JITTER = 0.1
 """Or so much of the shortest round trip: longer paths vary more."""
 STEADY = 1.25
 """Before it begins, the latest measurement has to be within that of the smoothed one: TCP may still be starting."""
+FALLING = 0.9
+"""A queue that falls to that in an interval is on its way out: one of 1 s does if bulk takes 0.8 of the path."""
+APART = 2
+"""After so many intervals in which only bulk queued, each has a queue of its own."""
 FIRST, LESS = 0.94, 0.97
 """500 Mbit/s with a queue of 20 ms are clear of it after 0.5 to 2 s."""
 PROBE, NEARLY = 0.003, 0.975
@@ -35,11 +39,23 @@ AGAIN_US = 30_000_000
 
 class Queues(NamedTuple):
     """How much longer round trips take than the shortest of the path, `shortest_us`: those of bulk's carriers
-    (`bulk_us`), and of those that small frames take (`small_us`)."""
+    (`bulk_us`), and of those that small frames take (`small_us`, None if not known)."""
 
     bulk_us: float
-    small_us: float
+    small_us: float | None
     shortest_us: float
+
+    @property
+    def are_one(self) -> bool:
+        """Whether small frames and bulk both wait, as far as that is known."""
+        allowed_us = self.allowed_us(BEGIN_US)
+        return self.bulk_us > allowed_us and self.small_us is not None and self.small_us > allowed_us
+
+    @property
+    def are_apart(self) -> bool:
+        """Whether only bulk waits, as far as that is known."""
+        is_bulks = self.bulk_us > self.allowed_us(BEGIN_US)
+        return is_bulks and self.small_us is not None and self.small_us < self.allowed_us(QUEUE_US)
 
     def allowed_us(self, least_us: int) -> float:
         """What does not count as a queue, of BEGIN_US or QUEUE_US."""
@@ -49,13 +65,14 @@ class Queues(NamedTuple):
 class Shaper:
     """The limit of one worker's bulk in one session: `limit_bps`, bits a second; 0 for none."""
 
-    __slots__ = ("_more", "_most_bps", "_not_before_us", "_queued_bps", "limit_bps")
+    __slots__ = ("_apart", "_bulk_us", "_more", "_most_bps", "_not_before_us", "_queued_bps", "limit_bps")
 
     def __init__(self) -> None:
         self.limit_bps = 0.0
         self._most_bps = self._queued_bps = 0.0
         self._more = MORE
-        self._not_before_us = 0
+        self._bulk_us = 0.0
+        self._apart = self._not_before_us = 0
 
     def release(self) -> None:
         """Small frames and bulk are not sent together any more."""
@@ -65,23 +82,25 @@ class Shaper:
         """Every INTERVAL_US, while small frames and bulk are sent together; what bulk delivered, smoothed with NEWEST,
         and in the last interval."""
         if not self.limit_bps:
-            is_steady = latest_bps < STEADY * smoothed_bps
-            if is_steady and queues.small_us > queues.allowed_us(BEGIN_US) and now_us >= self._not_before_us:
+            if queues.are_one and latest_bps < STEADY * smoothed_bps and now_us >= self._not_before_us:
                 self.limit_bps = self._most_bps = FIRST * smoothed_bps
-                self._queued_bps = smoothed_bps
-                self._more = MORE
+                self._queued_bps = 0.0
+                self._more, self._apart = MORE, 0
         elif queues.bulk_us > queues.allowed_us(QUEUE_US):
-            self._on_queue(now_us, max(smoothed_bps, latest_bps))
+            if queues.bulk_us > FALLING * self._bulk_us:
+                self._on_queue(max(smoothed_bps, latest_bps))
+            self._apart = self._apart + 1 if queues.are_apart else 0
+            if self._apart == APART or self.limit_bps < LEAST * self._most_bps:
+                self.limit_bps = 0.0
+                self._not_before_us = now_us + AGAIN_US
         elif latest_bps > IN_USE * self.limit_bps:
             self._grow()
+        self._bulk_us = queues.bulk_us
 
-    def _on_queue(self, now_us: int, delivered_bps: float) -> None:
+    def _on_queue(self, delivered_bps: float) -> None:
         self._more = MORE
         self._queued_bps = min(self.limit_bps, delivered_bps)
         self.limit_bps = LESS * min(self.limit_bps, delivered_bps / IN_USE)
-        if self.limit_bps < LEAST * self._most_bps:
-            self.limit_bps = 0.0
-            self._not_before_us = now_us + AGAIN_US
 
     def _grow(self) -> None:
         if NEARLY * self._queued_bps < self.limit_bps < self._queued_bps:

@@ -98,8 +98,9 @@ class Guest(NamedTuple):
 class Exchange:
     """One session's part of the mesh. `stripes` are this worker's, by index; they belong to the session.
 
-    `last_guest_us` is when they were last of use to another worker; `light_us` when one last told of small frames
-    (LIGHT). `pass_guest` sends a frame at once, if it can.
+    `last_guest_us` is when they were last of use to another worker. `light_us` is when one last told of small frames
+    (LIGHT), and `small_us` how long these queue in the network, if it knows. `pass_guest` sends a frame at once, if it
+    can.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Exchange:
         self.guests: deque[Guest] = deque()
         self.small_guests: deque[Guest] = deque()
         self.last_guest_us = self.light_us = 0
+        self.small_us: int | None = None
         self.pass_guest: Callable[[Guest], bool] = lambda guest: False
         self._context = context
         self.tunnel = tunnel
@@ -199,6 +201,10 @@ class Exchange:
             value2=usable,
         )
 
+    def tell_light(self, small_us: int | None) -> None:
+        """Tell every worker of small frames here, and how long they queue."""
+        self.tell_all(mesh.LIGHT, flags=small_us is not None, value=small_us or 0)
+
     def on_peer_lost(self, peer: Peer) -> None:
         """A worker is dead: its stripes are lost, and nobody waits for its frames."""
         remote = self._remotes.pop(peer.slot, None)
@@ -229,6 +235,7 @@ class Exchange:
             remote.full = bool(flags)
         elif kind == mesh.LIGHT:
             self.light_us = clock_us()
+            self.small_us = value if flags else None
         else:
             self._context.mesh.dropped_descriptors += 1
 

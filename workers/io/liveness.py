@@ -159,14 +159,14 @@ class Liveness:
         if silent_us > DEAD_US:
             stripe.fail("silent")
         elif not stripe.pinged_us:
-            _ping(stripe, now_us)
+            ping(stripe, now_us)
 
     def _ask(self, quiet: list[Stripe], now_us: int) -> None:
         """One PING each time that a stripe falls silent: its answer is no reason for another."""
         asked = 0
         for stripe in quiet:
             if stripe.received_us > self._answered_us.get(stripe, 0) and asked < PROBED:
-                _ping(stripe, now_us)
+                ping(stripe, now_us)
                 asked += 1
 
     def _check_stall(self, stripe: Stripe, now_us: int) -> bool:
@@ -203,7 +203,7 @@ class Liveness:
             self._exchange.tell_all(mesh.STALLED, carrier=path.index, value=path.generation)
         for other in self._egress.lineup.next_in_line(PROBED):
             if not other.pinged_us:
-                _ping(other, now_us)
+                ping(other, now_us)
 
     def _give_up_stalled(self, now_us: int) -> None:
         if self._stalled_us:
@@ -216,7 +216,8 @@ class Liveness:
             self._refused, self._warned_us = self._share.refused_streams, now_us
 
 
-def _ping(stripe: Stripe, now_us: int) -> None:
+def ping(stripe: Stripe, now_us: int) -> None:
+    """Ask for an answer. Precondition: none is awaited (`pinged_us`)."""
     stripe.pinged_us = now_us
     stripe.send(frame.pack(frame.PING, 0, 0, 0, now_us))
     stripe.flush()

@@ -213,6 +213,7 @@ class Session:
             stripe.pong(header.offset)
         elif kind == frame.PONG:
             self.liveness.on_pong(stripe, now_us)
+            self.shaping.on_pong(stripe, now_us - header.offset)
         elif kind == frame.GONE:
             self.far_end.on_gone(header.offset, header.serial)
         elif kind == frame.DRAIN:

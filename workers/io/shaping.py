@@ -1,22 +1,25 @@
 """Room for small frames where bulk fills the network: the pacing of the stripes that carry it, in one worker.
 
-1. `on_time` tells the other workers of small frames here (LIGHT), for bulk of theirs takes the same path;
-2. while there are such, anywhere, and bulk here, what each stripe delivers is measured;
-3. `workers.core.shaping` finds the limit for all of them, and each gets its part as SO_MAX_PACING_RATE.
-
-Stripes kept for small frames are not limited. They show, at first, whether bulk's queue is theirs, too: where each
-connection has a queue of its own, there is nothing to gain.
+1. While there are small frames here, some stripes that they take are asked (PING): how long the answer takes shows
+   whether bulk's queue is theirs, too. Where each connection has a queue of its own, there is nothing to gain. (The
+   kernel's round trip of a stripe with little to send is of little use: delayed ACKs are in it, 10 to 25 ms.)
+2. The other workers learn of that (LIGHT), for bulk of theirs may take the same path.
+3. While there are small frames, anywhere, and bulk here, what each stripe delivers is measured.
+4. `workers.core.shaping` finds the limit for all of them, and each gets its part as SO_MAX_PACING_RATE. Stripes kept
+   for small frames get none.
 """
 
 import logging
+from itertools import islice
 
 from workers.core.shaping import INTERVAL_US, NEWEST, Queues, Shaper
-from workers.io import mesh
 from workers.io.exchange import Exchange
-from workers.io.lineup import FAR_US, TOGETHER_US, Lineup, is_stalled
-from workers.io.sockets import TcpInfo
+from workers.io.lineup import EXPRESS_STRIPES, FAR_US, TOGETHER_US, Lineup, is_stalled
+from workers.io.liveness import ping
 from workers.io.stripe import Stripe
 
+PROBED = 3
+"""Stripes asked in an interval: the soonest answer counts, for the event loops at both ends may be late."""
 LEAST_SHARE = 0.25
 """Of the mean: a stripe gets so much of the limit whatever it delivered, to be able to deliver more."""
 
@@ -51,6 +54,14 @@ class Shaping:
         self._shaper = Shaper()
         self._measured_us = 0
         self._deliveries: dict[Stripe, Delivery] = {}
+        self._asked: list[Stripe] = []
+        self._small_us: int | None = None
+
+    def on_pong(self, stripe: Stripe, trip_us: int) -> None:
+        """A PING was answered after so long."""
+        if stripe in self._asked and stripe.info is not None:
+            queue_us = max(trip_us - stripe.info.least_rtt_us, 0)
+            self._small_us = queue_us if self._small_us is None else min(self._small_us, queue_us)
 
     def on_time(self, now_us: int) -> None:
         """Every 100 ms, after the stripes' meters were read."""
@@ -59,13 +70,17 @@ class Shaping:
             return
         self._measured_us = now_us
         lately_us = now_us - TOGETHER_US
-        is_light = self._lineup.light_us > lately_us
+        is_light, is_heavy = self._lineup.light_us > lately_us, self._lineup.heavy_us > lately_us
+        small_us = self._small_us if is_light else self._exchange.small_us
+        self._asked.clear()
+        self._small_us = None
         if is_light:
-            self._exchange.tell_all(mesh.LIGHT)
+            self._exchange.tell_light(small_us)
+            self._ask(is_heavy, now_us)
         former_bps = self._shaper.limit_bps
-        if self._lineup.heavy_us > lately_us and (is_light or self._exchange.light_us > lately_us):
+        if is_heavy and (is_light or self._exchange.light_us > lately_us):
             self._measure(elapsed_us)
-            self._limit(now_us)
+            self._limit(now_us, small_us)
         else:
             self._deliveries.clear()
             self._shaper.release()
@@ -75,6 +90,13 @@ class Shaping:
         if bool(former_bps) != bool(self._shaper.limit_bps):
             log.debug("bulk limit tunnel=%s bps=%.0f", self._tunnel_name, self._shaper.limit_bps)
 
+    def _ask(self, is_heavy: bool, now_us: int) -> None:
+        likely = self._lineup.express if is_heavy else self._stripes.values()
+        self._asked.extend(islice((each for each in likely if not is_stalled(each)), PROBED))
+        for stripe in self._asked:
+            if not stripe.pinged_us:
+                ping(stripe, now_us)
+
     def _measure(self, elapsed_us: int) -> None:
         former, self._deliveries = self._deliveries, {}
         for stripe in self._stripes.values():
@@ -83,7 +105,7 @@ class Shaping:
                 if stripe in former:
                     delivery.measure(stripe.info.acked_bytes, elapsed_us)
 
-    def _limit(self, now_us: int) -> None:
+    def _limit(self, now_us: int, small_us: int | None) -> None:
         express = self._lineup.express
         bulk = {
             stripe: delivery
@@ -91,7 +113,7 @@ class Shaping:
             if stripe not in express and not is_stalled(stripe)
         }
         smoothed_bps = sum(each.smoothed_bps for each in bulk.values())
-        queues = _queues(bulk, express) if smoothed_bps else None
+        queues = _queues(bulk, small_us, len(self._stripes) < EXPRESS_STRIPES) if smoothed_bps else None
         if queues is None or queues.shortest_us < FAR_US:
             self._shaper.release()
             return
@@ -105,18 +127,13 @@ class Shaping:
                 stripe.limit(0)
 
 
-def _queues(bulk: dict[Stripe, Delivery], express: list[Stripe]) -> Queues:
-    """Bulk's are averages by what the stripes deliver."""
+def _queues(bulk: dict[Stripe, Delivery], small_us: int | None, are_few: bool) -> Queues:
+    """Bulk's are averages by what the stripes deliver. Few stripes have to serve both."""
     whole_bps = queue_us = shortest_us = 0.0
     for stripe, delivery in bulk.items():
         if stripe.info is not None:
             whole_bps += delivery.smoothed_bps
-            queue_us += delivery.smoothed_bps * _queue_us(stripe.info)
+            queue_us += delivery.smoothed_bps * (stripe.info.rtt_us - stripe.info.least_rtt_us)
             shortest_us += delivery.smoothed_bps * stripe.info.least_rtt_us
-    small = (_queue_us(each.info) for each in express if each.info is not None)
     queue_us /= whole_bps
-    return Queues(queue_us, min(small, default=queue_us), shortest_us / whole_bps)
-
-
-def _queue_us(info: TcpInfo) -> float:
-    return info.rtt_us - info.least_rtt_us
+    return Queues(queue_us, queue_us if are_few and small_us is None else small_us, shortest_us / whole_bps)
