@@ -50,10 +50,13 @@ class World:
         self.stripes = cast(dict[int, Stripe], dict(enumerate(self.carriers)))
         self.lineup = Lineup(self.stripes)
         self.keep(*express)
-        self.told: list[int | None] = []
-        self.exchange = SimpleNamespace(light_us=0, small_us=None, tell_light=self.told.append)
+        self.told: list[tuple[bool, bool, int | None]] = []
+        self.exchange = SimpleNamespace(light_us=0, heavy_us=0, small_us=None, tell_traffic=self.tell)
         self.shaping = Shaping("t", self.stripes, cast(Any, self.exchange), self.lineup)
         self.now_us = 100 * TOGETHER_US
+
+    def tell(self, light: bool, heavy: bool, small_us: int | None) -> None:
+        self.told.append((light, heavy, small_us))
 
     def keep(self, *express: Carrier) -> None:
         self.lineup.express = cast(list[Stripe], list(express))
@@ -105,12 +108,16 @@ def test_only_bulk_beside_small_frames_that_queue_is_limited(
     assert bool(carrier.limits) == limited
 
 
-def test_other_workers_learn_of_small_frames_and_how_long_they_queue() -> None:
+def test_other_workers_learn_what_is_sent_and_how_long_small_frames_queue() -> None:
     world = World(*few(5), express=few(1))
     world.run(3)
-    assert world.told == [None, QUEUED_US, QUEUED_US]
-    world.run(LATELY + 3, light=False)
-    assert len(world.told) == 3 + LATELY - 1
+    assert world.told == [(True, True, None), (True, True, QUEUED_US), (True, True, QUEUED_US)]
+    world.run(LATELY + 1, light=False)
+    assert world.told[-1] == (False, True, None)
+    world.run(LATELY, light=False, heavy=False)
+    world.told.clear()
+    world.run(3, light=False, heavy=False)
+    assert not world.told
 
 
 def test_limit_ends_with_the_small_frames() -> None:
@@ -140,7 +147,7 @@ def test_soonest_of_few_answers_counts() -> None:
     late, soon = Carrier(queue_us=10 * QUEUED_US), Carrier(queue_us=BEGIN_US // 2)
     world = World(*few(5), express=(late, soon, *few(PROBED)))
     world.run(4)
-    assert world.told[-1] == BEGIN_US // 2
+    assert world.told[-1][2] == BEGIN_US // 2
     assert [each.pings > 0 for each in world.carriers] == [False] * 5 + [True] * PROBED + [False] * 2
 
 
@@ -149,14 +156,17 @@ def test_nothing_is_limited_where_no_answer_comes() -> None:
     world.carriers[-1].answers = False
     world.run(10)
     assert world.carriers[-1].pings == 1, "the next is sent after an answer"
-    assert not any(each.limits for each in world.carriers) and not any(world.told)
+    assert not any(each.limits for each in world.carriers) and world.told[-1][2] is None
 
 
-def test_worker_without_bulk_asks_any_of_its_stripes() -> None:
+def test_worker_without_bulk_asks_any_of_its_stripes_while_others_have_some() -> None:
     world = World(*few(5))
+    world.run(3, heavy=False)
+    assert not any(each.pings for each in world.carriers)
+    world.exchange.heavy_us = world.now_us + INTERVAL_US
     world.run(2, heavy=False)
     assert sum(each.pings > 0 for each in world.carriers) == PROBED
-    assert world.told == [None, QUEUED_US]
+    assert world.told[-1] == (True, False, QUEUED_US)
 
 
 def test_answers_to_others_do_not_count() -> None:
@@ -164,7 +174,7 @@ def test_answers_to_others_do_not_count() -> None:
     world.run(1)
     world.shaping.on_pong(cast(Stripe, world.carriers[0]), LEAST_RTT_US)
     world.run(1)
-    assert world.told[-1] == QUEUED_US
+    assert world.told[-1][2] == QUEUED_US
 
 
 def test_stripe_that_changes_its_part_is_limited_or_set_free() -> None:
@@ -205,7 +215,10 @@ def test_new_stripe_is_measured_before_it_counts() -> None:
     assert second.limits[-1] == pytest.approx(first.limits[-1])
 
 
-def test_descriptor_of_small_frames_says_what_is_known() -> None:
+@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("small_us", [None, 0, 1234])
+def test_descriptor_of_traffic_says_what_is_known(light: bool, heavy: bool, small_us: int | None) -> None:
     sent: list[tuple[int, int, int]] = []
 
     def send(kind: int, *, flags: int, value: int, **fields: int) -> None:
@@ -215,12 +228,12 @@ def test_descriptor_of_small_frames_says_what_is_known() -> None:
     context = SimpleNamespace(mesh=SimpleNamespace(peers={1: peer}))
     tunnel = SimpleNamespace(index=0, frame_max_bytes=1 << 18)
     exchange = Exchange(cast(Any, context), cast(Any, tunnel), cast(Any, None), {}, 0, 0)
-    for small_us in (None, 0, 1234):
-        exchange.tell_light(small_us)
-    assert sent == [(mesh.LIGHT, 0, 0), (mesh.LIGHT, 1, 0), (mesh.LIGHT, 1, 1234)]
-    for (kind, flags, value), small_us in zip(sent, (None, 0, 1234), strict=True):
-        exchange.on_descriptor(peer, (kind, flags, 0, 0, 0, 0, 0, 0, 0, value, 0))
-        assert exchange.small_us == small_us and exchange.light_us
+    exchange.tell_traffic(light, heavy, small_us)
+    ((kind, flags, value),) = sent
+    assert kind == mesh.TRAFFIC
+    exchange.on_descriptor(peer, (kind, flags, 0, 0, 0, 0, 0, 0, 0, value, 0))
+    assert (exchange.light_us > 0, exchange.heavy_us > 0) == (light, heavy)
+    assert exchange.small_us == (small_us if light else None)
 
 
 @pytest.fixture

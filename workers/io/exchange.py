@@ -98,9 +98,9 @@ class Guest(NamedTuple):
 class Exchange:
     """One session's part of the mesh. `stripes` are this worker's, by index; they belong to the session.
 
-    `last_guest_us` is when they were last of use to another worker. `light_us` is when one last told of small frames
-    (LIGHT), and `small_us` how long these queue in the network, if it knows. `pass_guest` sends a frame at once, if it
-    can.
+    `last_guest_us` is when they were last of use to another worker. `light_us`, `heavy_us`: when one last told of small
+    frames, and of bulk (TRAFFIC); `small_us`: how long the small ones queue in the network, if it knows. `pass_guest`
+    sends a frame at once, if it can.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Exchange:
     ) -> None:
         self.guests: deque[Guest] = deque()
         self.small_guests: deque[Guest] = deque()
-        self.last_guest_us = self.light_us = 0
+        self.last_guest_us = self.light_us = self.heavy_us = 0
         self.small_us: int | None = None
         self.pass_guest: Callable[[Guest], bool] = lambda guest: False
         self._context = context
@@ -201,9 +201,10 @@ class Exchange:
             value2=usable,
         )
 
-    def tell_light(self, small_us: int | None) -> None:
-        """Tell every worker of small frames here, and how long they queue."""
-        self.tell_all(mesh.LIGHT, flags=small_us is not None, value=small_us or 0)
+    def tell_traffic(self, light: bool, heavy: bool, small_us: int | None) -> None:
+        """Tell every worker what was sent here lately, and how long small frames queue."""
+        flags = light * mesh.LIGHT | heavy * mesh.HEAVY | (small_us is not None) * mesh.KNOWN
+        self.tell_all(mesh.TRAFFIC, flags=flags, value=small_us or 0)
 
     def on_peer_lost(self, peer: Peer) -> None:
         """A worker is dead: its stripes are lost, and nobody waits for its frames."""
@@ -216,7 +217,7 @@ class Exchange:
                 queue.remove(guest)
 
     def on_descriptor(self, peer: Peer, descriptor: Descriptor) -> None:
-        """LOST, STALLED, LIGHT or CARRIERS of this session."""
+        """LOST, STALLED, TRAFFIC or CARRIERS of this session."""
         kind, flags, _, _, _, flow, offset, _, carrier, value, value2 = descriptor
         remote = self.remote(peer)
         if kind == mesh.LOST:
@@ -233,9 +234,12 @@ class Exchange:
             remote.up, remote.usable, remote.rtt_us = carrier, value2, offset if carrier else 0
             remote.far = (value >> 32, value & 0xFFFFFFFF, flow) if carrier else None
             remote.full = bool(flags)
-        elif kind == mesh.LIGHT:
-            self.light_us = clock_us()
-            self.small_us = value if flags else None
+        elif kind == mesh.TRAFFIC:
+            if flags & mesh.LIGHT:
+                self.light_us = clock_us()
+                self.small_us = value if flags & mesh.KNOWN else None
+            if flags & mesh.HEAVY:
+                self.heavy_us = clock_us()
         else:
             self._context.mesh.dropped_descriptors += 1
 

@@ -23,7 +23,7 @@ REPLACED  all                 -           -               -                 inde
 SEATS     all                 -           -               -                 -           first slot     workers
 RELEASED  all                 -           -               -                 index       -              -
 STARTED   all                 -           -               -                 -           -              -
-LIGHT     all                 -           -               -                 -           queue, us      -
+TRAFFIC   all                 -           -               -                 -           queue, us      -
 
 In a spray session a flow is a conversation, which IN names, too, and what is in a slot are datagrams of `value2` bytes
 back to back, the last perhaps shorter; `offset` is the kind of the record that they came in, or will go in. Also there:
@@ -40,9 +40,10 @@ to go; LOAD, that the sender has some. REPLACED: the sender has a stripe in plac
 no session, tells the sender's generation: with flag 1 it retires, with flag 2 it has let go of all ports and of its
 applications' datagram sockets, with flag 4 handed on its conversations. RELEASED, which names no session: the sender
 has let go of that carrier's port. STARTED, which names no session: the sender has just begun with that tunnel, and has
-to learn what a new worker learns. LIGHT: the sender has had small frames of applications lately; with flag 1 it knows
-how long they queue in the network (`workers.io.shaping`). `tunnel` is the tunnel's index. Unknown kinds, and slots and
-lengths outside the arena, are counted and dropped.
+to learn what a new worker learns. TRAFFIC: the sender has lately sent small frames of
+applications (flag 1), and of bulk transfers (flag 2), and knows how long the small ones queue in the network (flag 4,
+`workers.io.shaping`). `tunnel` is the tunnel's index. Unknown kinds, and slots and lengths outside the arena, are
+counted and dropped.
 """
 
 from collections import deque
@@ -54,9 +55,11 @@ from workers.shm.arena import ArenaView
 from workers.shm.ring import RingConsumer, RingProducer
 
 OUT, BOUND, IN, FREE, CARRIERS, LOST, GONE, ROSTER, DRAIN, IDLE, STALLED, LOAD, POOL, BROKEN = range(1, 15)
-CONVERSATION, TOUCHED, CLOSED, REPLACED, SEATS, RELEASED, STARTED, LIGHT = range(15, 23)
+CONVERSATION, TOUCHED, CLOSED, REPLACED, SEATS, RELEASED, STARTED, TRAFFIC = range(15, 23)
 RETIRING, LET_GO, HANDED_ON = 1, 2, 4
 """Flags of SEATS."""
+LIGHT, HEAVY, KNOWN = 1, 2, 4
+"""Flags of TRAFFIC."""
 
 READ = 1
 LAZY_S = 0.001

@@ -1,10 +1,11 @@
 """Room for small frames where bulk fills the network: the pacing of the stripes that carry it, in one worker.
 
-1. While there are small frames here, some stripes that they take are asked (PING): how long the answer takes shows
-   whether bulk's queue is theirs, too. Where each connection has a queue of its own, there is nothing to gain. (The
-   kernel's round trip of a stripe with little to send is of little use: delayed ACKs are in it, 10 to 25 ms.)
-2. The other workers learn of that (LIGHT), for bulk of theirs may take the same path.
-3. While there are small frames, anywhere, and bulk here, what each stripe delivers is measured.
+1. The other workers learn what is sent here, small frames or bulk (TRAFFIC): it may take the same path.
+2. While there is both, somewhere, and small frames here, some stripes that these take are asked (PING): how long the
+   answer takes shows whether bulk's queue is theirs, too. Where each connection has a queue of its own, there is
+   nothing to gain. (The kernel's round trip of a stripe with little to send is of little use: delayed ACKs are in it,
+   10 to 25 ms.)
+3. While there is both, and bulk here, what each stripe delivers is measured.
 4. `workers.core.shaping` finds the limit for all of them, and each gets its part as SO_MAX_PACING_RATE. Stripes kept
    for small frames get none.
 """
@@ -71,16 +72,16 @@ class Shaping:
         self._measured_us = now_us
         lately_us = now_us - TOGETHER_US
         is_light, is_heavy = self._lineup.light_us > lately_us, self._lineup.heavy_us > lately_us
-        small_us = self._small_us if is_light else self._exchange.small_us
+        small_us, self._small_us = self._small_us, None
         self._asked.clear()
-        self._small_us = None
-        if is_light:
-            self._exchange.tell_light(small_us)
+        if is_light or is_heavy:
+            self._exchange.tell_traffic(is_light, is_heavy, small_us)
+        if is_light and (is_heavy or self._exchange.heavy_us > lately_us):
             self._ask(is_heavy, now_us)
         former_bps = self._shaper.limit_bps
         if is_heavy and (is_light or self._exchange.light_us > lately_us):
             self._measure(elapsed_us)
-            self._limit(now_us, small_us)
+            self._limit(now_us, small_us if is_light else self._exchange.small_us)
         else:
             self._deliveries.clear()
             self._shaper.release()

@@ -16,7 +16,7 @@ STEPS_MAX = 120
 DESCRIPTOR_KINDS = (
     mesh.OUT, mesh.BOUND, mesh.IN, mesh.FREE, mesh.CARRIERS, mesh.LOST, mesh.GONE, mesh.ROSTER, mesh.DRAIN, mesh.IDLE,
     mesh.STALLED, mesh.BROKEN, mesh.LOAD, mesh.POOL,
-    mesh.REPLACED, mesh.SEATS, mesh.RELEASED, mesh.STARTED, mesh.LIGHT,
+    mesh.REPLACED, mesh.SEATS, mesh.RELEASED, mesh.STARTED, mesh.TRAFFIC,
 )  # fmt: skip
 
 
