@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.core.shaping import (
+    AGAIN_MAX_US,
     AGAIN_US,
     APART,
     BEGIN_US,
@@ -12,6 +13,7 @@ from workers.core.shaping import (
     INTERVAL_US,
     JITTER,
     LEAST,
+    MEASURED,
     MORE_MAX,
     NEWEST,
     QUEUE_US,
@@ -64,7 +66,9 @@ class World:
 
 def shaper_after(small_us: float, *, shortest_us: float = RTT_US, latest_bps: float = 100e6) -> Shaper:
     shaper = Shaper()
-    shaper.on_interval(1, 100e6, latest_bps, Queues(30_000, small_us, shortest_us))
+    for _ in range(MEASURED):
+        assert not shaper.limit_bps
+        shaper.on_interval(1, 100e6, latest_bps, Queues(30_000, small_us, shortest_us))
     return shaper
 
 
@@ -104,15 +108,21 @@ def test_does_not_begin_while_the_rate_still_grows() -> None:
 @pytest.mark.parametrize(("bulk_us", "small_us"), [(0.0, QUEUE_MAX_US), (QUEUE_MAX_US, 0.0), (QUEUE_MAX_US, None)])
 def test_does_not_begin_where_it_is_not_known_that_both_queue(bulk_us: float, small_us: float | None) -> None:
     shaper = Shaper()
-    shaper.on_interval(1, 100e6, 100e6, Queues(bulk_us, small_us, RTT_US))
-    assert not shaper.limit_bps
+    for _ in range(2 * MEASURED):
+        shaper.on_interval(1, 100e6, 100e6, Queues(bulk_us, small_us, RTT_US))
+        assert not shaper.limit_bps
+
+
+def test_begins_from_the_rate_of_now_where_it_grows() -> None:
+    assert shaper_after(QUEUE_MAX_US, latest_bps=120e6).limit_bps == FIRST * 120e6
 
 
 def test_ends_where_only_bulk_has_a_queue() -> None:
     shaper = shaper_after(QUEUE_MAX_US)
     for _ in range(APART):
         assert shaper.limit_bps
-        shaper.on_interval(2, 100e6, 100e6, Queues(QUEUE_MAX_US, 0.0, RTT_US))
+        for small_us in (None, 0.0):
+            shaper.on_interval(2, 100e6, 100e6, Queues(QUEUE_MAX_US, small_us, RTT_US))
     assert not shaper.limit_bps
     for now_us, begins in ((AGAIN_US + 1, False), (AGAIN_US + 2, True)):
         shaper.on_interval(now_us, 100e6, 100e6, Queues(QUEUE_MAX_US, QUEUE_MAX_US, RTT_US))
@@ -121,7 +131,7 @@ def test_ends_where_only_bulk_has_a_queue() -> None:
 
 def test_goes_on_where_small_frames_queue_at_times() -> None:
     shaper = shaper_after(QUEUE_MAX_US)
-    for small_us in (0.0, QUEUE_MAX_US, 0.0, None, 0.0, QUEUE_MAX_US):
+    for small_us in (0.0, QUEUE_MAX_US, 0.0, None, QUEUE_MAX_US):
         shaper.on_interval(2, 100e6, 100e6, Queues(QUEUE_MAX_US, small_us, RTT_US))
     assert shaper.limit_bps
 
@@ -129,16 +139,16 @@ def test_goes_on_where_small_frames_queue_at_times() -> None:
 def test_queue_of_others_is_left_alone_after_a_try_and_tried_again_later() -> None:
     world = World(100e6, foreign_us=FOREIGN_US)
     least_bps, tries, limited = 100e6, [], False
-    while world.now_us < 3 * AGAIN_US:
+    while world.now_us < 7.5 * AGAIN_US:
         world.step()
         if world.shaper.limit_bps:
             least_bps = min(least_bps, world.shaper.limit_bps)
             if not limited:
                 tries.append(world.now_us)
         limited = bool(world.shaper.limit_bps)
-    assert least_bps >= LEAST * FIRST * 100e6 * 0.97
-    assert len(tries) == 3 and tries[1] - tries[0] > AGAIN_US
-    assert world.run(AGAIN_US / 1e6)[1] > 0.95
+    assert least_bps >= LEAST * 100e6
+    assert len(tries) == 3 and tries[1] - tries[0] > AGAIN_US and tries[2] - tries[1] > 2 * AGAIN_US
+    assert world.run(AGAIN_MAX_US / 1e6)[1] > 0.98
 
 
 def test_limit_that_is_not_used_does_not_grow() -> None:
@@ -176,6 +186,8 @@ def test_release_ends_it_and_it_may_begin_again_at_once() -> None:
     world.run(3)
     world.shaper.release()
     assert not world.shaper.limit_bps
-    world.step()
+    for _ in range(MEASURED - 1):
+        world.step()
+        assert not world.shaper.limit_bps
     world.step()
     assert world.shaper.limit_bps > 0

@@ -8,16 +8,18 @@ from typing import Any, cast
 import pytest
 
 from workers.core import frame
-from workers.core.shaping import BEGIN_US, FIRST, INTERVAL_US
+from workers.core.shaping import BEGIN_US, FIRST, INTERVAL_US, MEASURED
 from workers.io import mesh, sockets
 from workers.io.exchange import Exchange
 from workers.io.lineup import EXPRESS_STRIPES, FAR_US, TOGETHER_US, Lineup
-from workers.io.shaping import LEAST_SHARE, PROBED, Shaping
+from workers.io.shaping import HOLD_US, LEAST_BPS, LEAST_SHARE, PROBED, Shaping
 from workers.io.stripe import Stripe
 
 LEAST_RTT_US = 50_000
 QUEUED_US = 2 * BEGIN_US
 LATELY = TOGETHER_US // INTERVAL_US
+BEGUN = MEASURED + 1
+"""Intervals until there is a limit: in the first nothing can be measured yet."""
 
 
 class Carrier:
@@ -27,7 +29,8 @@ class Carrier:
     def __init__(self, rate_bps: float = 10e6, queue_us: int = QUEUED_US) -> None:
         self.rate_bps, self.queue_us = rate_bps, queue_us
         self.stalled, self.path, self.answers = False, None, True
-        self.info: Any = SimpleNamespace(acked_bytes=0, rtt_us=LEAST_RTT_US + queue_us, least_rtt_us=LEAST_RTT_US)
+        self.info: Any = SimpleNamespace(acked_bytes=0, rtt_us=LEAST_RTT_US + queue_us)
+        self.least_rtt_us = LEAST_RTT_US
         self.limits: list[float] = []
         self.pings = self.pinged_us = 0
 
@@ -43,9 +46,11 @@ class Carrier:
 
 
 class World:
-    """A worker's stripes of one session, as time goes by. `told`: what the other workers were sent."""
+    """A worker's stripes of one session, as time goes by. The last of `carriers` is kept for small frames, unless
+    others are. `told`: what the other workers were sent."""
 
-    def __init__(self, *carriers: Carrier, express: tuple[Carrier, ...] = ()) -> None:
+    def __init__(self, *carriers: Carrier, express: tuple[Carrier, ...] | None = None) -> None:
+        express = (Carrier(0),) if express is None else express
         self.carriers = [*carriers, *express]
         self.stripes = cast(dict[int, Stripe], dict(enumerate(self.carriers)))
         self.lineup = Lineup(self.stripes)
@@ -86,11 +91,16 @@ def few(count: int) -> tuple[Carrier, ...]:
 
 def test_each_stripe_gets_its_part_of_the_limit() -> None:
     quick, slow, unused = Carrier(30e6), Carrier(10e6), Carrier(0)
-    World(quick, slow, unused).run(2)
-    whole_bps = FIRST * 40e6
-    assert quick.limits == [pytest.approx(whole_bps * 30 / 40, rel=1e-6)]
-    assert slow.limits == [pytest.approx(whole_bps * 10 / 40, rel=1e-6)]
-    assert unused.limits == [pytest.approx(whole_bps * LEAST_SHARE / 3, rel=1e-6)]
+    World(quick, slow, unused).run(BEGUN)
+    least_bps = LEAST_SHARE * 40e6 / 3
+    limits_bps = [FIRST * 40e6 * part_bps / (40e6 + least_bps) for part_bps in (30e6, 10e6, least_bps)]
+    assert [*quick.limits, *slow.limits, *unused.limits] == pytest.approx(limits_bps, rel=1e-6)
+
+
+def test_limit_is_never_so_low_that_the_kernel_waits_long() -> None:
+    carriers = [Carrier(1e4) for _ in range(100)]
+    World(*carriers).run(BEGUN)
+    assert all(each.limits == [LEAST_BPS] for each in carriers)
 
 
 @pytest.mark.parametrize(("light", "heavy", "elsewhere_us", "limited"), [
@@ -104,12 +114,12 @@ def test_only_bulk_beside_small_frames_that_queue_is_limited(
     light: bool, heavy: bool, elsewhere_us: int | None, limited: bool
 ) -> None:
     carrier = Carrier()
-    World(carrier).run(4, light=light, heavy=heavy, elsewhere_us=elsewhere_us)
+    World(carrier).run(BEGUN, light=light, heavy=heavy, elsewhere_us=elsewhere_us)
     assert bool(carrier.limits) == limited
 
 
 def test_other_workers_learn_what_is_sent_and_how_long_small_frames_queue() -> None:
-    world = World(*few(5), express=few(1))
+    world = World(*few(5))
     world.run(3)
     assert world.told == [(True, True, None), (True, True, QUEUED_US), (True, True, QUEUED_US)]
     world.run(LATELY + 1, light=False)
@@ -123,24 +133,43 @@ def test_other_workers_learn_what_is_sent_and_how_long_small_frames_queue() -> N
 def test_limit_ends_with_the_small_frames() -> None:
     carriers = few(2)
     world = World(*carriers)
-    world.run(3)
-    assert all(each.limits[-1] > 0 for each in carriers)
-    world.run(LATELY, light=False)
+    world.run(BEGUN)
+    for each in carriers:
+        each.info.rtt_us = LEAST_RTT_US
+    world.run(HOLD_US // INTERVAL_US - 1, light=False)
+    assert all(each.limits[-1] > 0 for each in carriers), "people and programs ask in bursts"
+    world.run(1, light=False)
     assert all(each.limits[-1] == 0 for each in carriers)
     count = len(carriers[0].limits)
     world.run(5, light=False)
     assert len(carriers[0].limits) == count
 
 
+def test_limit_ends_with_the_bulk() -> None:
+    carriers = few(2)
+    world = World(*carriers)
+    world.run(BEGUN)
+    world.run(LATELY, heavy=False)
+    assert all(each.limits[-1] == 0 for each in carriers)
+
+
+def test_first_bytes_of_a_transfer_count_as_small_without_effect() -> None:
+    carriers = few(2)
+    world = World(*carriers)
+    world.run(1)
+    world.run(20, light=False)
+    assert not any(each.limits for each in carriers)
+
+
 def test_stripes_for_small_frames_are_not_limited_and_tell_whether_they_queue() -> None:
     bulk, express = Carrier(), Carrier(1e3, queue_us=0)
     world = World(bulk, *few(4), express=(express,))
-    world.run(10)
+    world.run(10 * BEGUN)
     assert not bulk.limits, "each connection has a queue of its own"
     express.queue_us = QUEUED_US
     world.run(2)
     assert bulk.limits == [pytest.approx(FIRST * 10e6, rel=1e-6)] and express.limits == [0]
-    assert express.pings == 12 and not bulk.pings
+    assert express.pings == 10 * BEGUN + 2 and not bulk.pings
 
 
 def test_soonest_of_few_answers_counts() -> None:
@@ -152,7 +181,7 @@ def test_soonest_of_few_answers_counts() -> None:
 
 
 def test_nothing_is_limited_where_no_answer_comes() -> None:
-    world = World(*few(EXPRESS_STRIPES), express=few(1))
+    world = World(*few(5))
     world.carriers[-1].answers = False
     world.run(10)
     assert world.carriers[-1].pings == 1, "the next is sent after an answer"
@@ -160,7 +189,7 @@ def test_nothing_is_limited_where_no_answer_comes() -> None:
 
 
 def test_worker_without_bulk_asks_any_of_its_stripes_while_others_have_some() -> None:
-    world = World(*few(5))
+    world = World(*few(5), express=())
     world.run(3, heavy=False)
     assert not any(each.pings for each in world.carriers)
     world.exchange.heavy_us = world.now_us + INTERVAL_US
@@ -170,7 +199,7 @@ def test_worker_without_bulk_asks_any_of_its_stripes_while_others_have_some() ->
 
 
 def test_answers_to_others_do_not_count() -> None:
-    world = World(*few(5), express=few(1))
+    world = World(*few(5))
     world.run(1)
     world.shaping.on_pong(cast(Stripe, world.carriers[0]), LEAST_RTT_US)
     world.run(1)
@@ -180,7 +209,7 @@ def test_answers_to_others_do_not_count() -> None:
 def test_stripe_that_changes_its_part_is_limited_or_set_free() -> None:
     express = Carrier(1e3)
     world = World(*few(7), express=(express,))
-    world.run(3)
+    world.run(BEGUN)
     bulk = world.carriers[0]
     assert bulk.limits[-1] > 0 and express.limits[-1] == 0
     world.keep(bulk)
@@ -191,24 +220,30 @@ def test_stripe_that_changes_its_part_is_limited_or_set_free() -> None:
 def test_stalled_stripes_and_such_without_meters_do_not_count() -> None:
     well, stalled, unknown = Carrier(), Carrier(90e6), Carrier()
     stalled.stalled, unknown.info = True, None
-    World(well, stalled, unknown).run(2)
+    World(well, stalled, unknown).run(BEGUN)
     assert well.limits == [pytest.approx(FIRST * 10e6, rel=1e-6)] and not stalled.limits and not unknown.limits
 
 
 def test_near_end_is_not_limited() -> None:
     carrier = Carrier()
-    carrier.info.least_rtt_us, carrier.info.rtt_us = FAR_US - 1, FAR_US + 10 * QUEUED_US
-    World(carrier).run(10)
+    carrier.least_rtt_us, carrier.info.rtt_us = FAR_US - 1, FAR_US + 10 * QUEUED_US
+    World(carrier).run(2 * BEGUN)
     assert not carrier.limits
+
+
+def test_few_stripes_that_carry_both_are_not_limited() -> None:
+    carriers = few(EXPRESS_STRIPES - 1)
+    World(*carriers, express=()).run(2 * BEGUN)
+    assert not any(each.limits for each in carriers), "whose queue it is, is not known"
 
 
 def test_new_stripe_is_measured_before_it_counts() -> None:
     first, second = Carrier(), Carrier()
     world = World(first)
-    world.run(2)
+    world.run(BEGUN)
     second.info.acked_bytes = 1 << 40
     world.carriers.append(second)
-    world.stripes[1] = cast(Stripe, second)
+    world.stripes[2] = cast(Stripe, second)
     world.run(1)
     assert second.limits[-1] == pytest.approx(first.limits[-1] * LEAST_SHARE / 2)
     world.run(1)

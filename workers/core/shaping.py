@@ -17,8 +17,10 @@ BEGIN_US, QUEUE_US = 5_000, 2_500
 """Where bulk and small frames wait so long in the network it begins; what counts as a queue from then on."""
 JITTER = 0.1
 """Or so much of the shortest round trip: longer paths vary more."""
+MEASURED = 3
+"""So many measurements in a row come before a limit. A transfer's first bytes count as small: for 1 s, not for 1.5."""
 STEADY = 1.25
-"""Before it begins, the latest measurement has to be within that of the smoothed one: TCP may still be starting."""
+"""And the latest has to be within that of the smoothed one: TCP may still be starting."""
 FALLING = 0.9
 """A queue that falls to that in an interval is on its way out: one of 1 s does if bulk takes 0.8 of the path."""
 APART = 2
@@ -27,14 +29,14 @@ FIRST, LESS = 0.94, 0.97
 """500 Mbit/s with a queue of 20 ms are clear of it after 0.5 to 2 s."""
 PROBE, NEARLY = 0.003, 0.975
 """Growth in an interval without a queue, from NEARLY the rate at which there was one."""
-MORE, MORE_AGAIN, MORE_MAX = 0.01, 1.5, 0.04
+MORE, MORE_AGAIN, MORE_MAX = 0.01, 1.5, 0.08
 """Growth elsewhere: it begins with 1 %, and gets faster as long as there is no queue."""
 IN_USE = 0.8
 """A limit of which less is used does not grow."""
 LEAST = 0.75
 """Bulk gives way by no more than a quarter."""
-AGAIN_US = 30_000_000
-"""An attempt that did not help is repeated so much later."""
+AGAIN_US, AGAIN_MAX_US = 30_000_000, 480_000_000
+"""An attempt that did not help is repeated so much later, twice as much each time: a path may be longer for good."""
 
 
 class Queues(NamedTuple):
@@ -65,37 +67,59 @@ class Queues(NamedTuple):
 class Shaper:
     """The limit of one worker's bulk in one session: `limit_bps`, bits a second; 0 for none."""
 
-    __slots__ = ("_apart", "_bulk_us", "_more", "_most_bps", "_not_before_us", "_queued_bps", "limit_bps")
+    __slots__ = (
+        "_again_us",
+        "_apart",
+        "_bulk_us",
+        "_measured",
+        "_more",
+        "_most_bps",
+        "_not_before_us",
+        "_queued_bps",
+        "limit_bps",
+    )
 
     def __init__(self) -> None:
         self.limit_bps = 0.0
         self._most_bps = self._queued_bps = 0.0
         self._more = MORE
         self._bulk_us = 0.0
-        self._apart = self._not_before_us = 0
+        self._measured = self._apart = self._not_before_us = 0
+        self._again_us = AGAIN_US
 
     def release(self) -> None:
         """Small frames and bulk are not sent together any more."""
+        if self.limit_bps:
+            self._again_us = AGAIN_US
         self.limit_bps = 0.0
+        self._measured = 0
 
     def on_interval(self, now_us: int, smoothed_bps: float, latest_bps: float, queues: Queues) -> None:
         """Every INTERVAL_US, while small frames and bulk are sent together; what bulk delivered, smoothed with NEWEST,
         and in the last interval."""
+        self._measured += 1
         if not self.limit_bps:
-            if queues.are_one and latest_bps < STEADY * smoothed_bps and now_us >= self._not_before_us:
-                self.limit_bps = self._most_bps = FIRST * smoothed_bps
+            is_known = self._measured >= MEASURED and latest_bps < STEADY * smoothed_bps
+            if is_known and queues.are_one and now_us >= self._not_before_us:
+                self._most_bps = max(smoothed_bps, latest_bps)
+                self.limit_bps = FIRST * self._most_bps
                 self._queued_bps = 0.0
                 self._more, self._apart = MORE, 0
         elif queues.bulk_us > queues.allowed_us(QUEUE_US):
             if queues.bulk_us > FALLING * self._bulk_us:
                 self._on_queue(max(smoothed_bps, latest_bps))
-            self._apart = self._apart + 1 if queues.are_apart else 0
+            if queues.small_us is not None:
+                self._apart = self._apart + 1 if queues.are_apart else 0
             if self._apart == APART or self.limit_bps < LEAST * self._most_bps:
-                self.limit_bps = 0.0
-                self._not_before_us = now_us + AGAIN_US
+                self._give_up(now_us)
         elif latest_bps > IN_USE * self.limit_bps:
             self._grow()
         self._bulk_us = queues.bulk_us
+
+    def _give_up(self, now_us: int) -> None:
+        self.limit_bps = 0.0
+        self._not_before_us = now_us + self._again_us
+        self._again_us = min(2 * self._again_us, AGAIN_MAX_US)
 
     def _on_queue(self, delivered_bps: float) -> None:
         self._more = MORE

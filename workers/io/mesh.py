@@ -40,10 +40,9 @@ to go; LOAD, that the sender has some. REPLACED: the sender has a stripe in plac
 no session, tells the sender's generation: with flag 1 it retires, with flag 2 it has let go of all ports and of its
 applications' datagram sockets, with flag 4 handed on its conversations. RELEASED, which names no session: the sender
 has let go of that carrier's port. STARTED, which names no session: the sender has just begun with that tunnel, and has
-to learn what a new worker learns. TRAFFIC: the sender has lately sent small frames of
-applications (flag 1), and of bulk transfers (flag 2), and knows how long the small ones queue in the network (flag 4,
-`workers.io.shaping`). `tunnel` is the tunnel's index. Unknown kinds, and slots and lengths outside the arena, are
-counted and dropped.
+to learn what a new worker learns. TRAFFIC: the sender has lately sent small frames of applications (flag 1), frames of
+bulk transfers (flag 2), and knows how long the small ones queue in the network (flag 4, `workers.io.shaping`). `tunnel`
+is the tunnel's index. Unknown kinds, and slots and lengths outside the arena, are counted and dropped.
 """
 
 from collections import deque

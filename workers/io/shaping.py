@@ -15,7 +15,7 @@ from itertools import islice
 
 from workers.core.shaping import INTERVAL_US, NEWEST, Queues, Shaper
 from workers.io.exchange import Exchange
-from workers.io.lineup import EXPRESS_STRIPES, FAR_US, TOGETHER_US, Lineup, is_stalled
+from workers.io.lineup import FAR_US, TOGETHER_US, Lineup, is_stalled
 from workers.io.liveness import ping
 from workers.io.stripe import Stripe
 
@@ -23,6 +23,10 @@ PROBED = 3
 """Stripes asked in an interval: the soonest answer counts, for the event loops at both ends may be late."""
 LEAST_SHARE = 0.25
 """Of the mean: a stripe gets so much of the limit whatever it delivered, to be able to deliver more."""
+LEAST_BPS = 2 * 1448 * 8 * 10
+"""And no less than two segments in 100 ms: a longer wait in the kernel would outlive the limit."""
+HOLD_US = 5_000_000
+"""A limit outlives the last small frame by so much: people and programs ask in bursts."""
 
 log = logging.getLogger("forwarder.session")
 
@@ -60,8 +64,8 @@ class Shaping:
 
     def on_pong(self, stripe: Stripe, trip_us: int) -> None:
         """A PING was answered after so long."""
-        if stripe in self._asked and stripe.info is not None:
-            queue_us = max(trip_us - stripe.info.least_rtt_us, 0)
+        if stripe in self._asked and stripe.least_rtt_us:
+            queue_us = max(trip_us - stripe.least_rtt_us, 0)
             self._small_us = queue_us if self._small_us is None else min(self._small_us, queue_us)
 
     def on_time(self, now_us: int) -> None:
@@ -79,9 +83,11 @@ class Shaping:
         if is_light and (is_heavy or self._exchange.heavy_us > lately_us):
             self._ask(is_heavy, now_us)
         former_bps = self._shaper.limit_bps
-        if is_heavy and (is_light or self._exchange.light_us > lately_us):
+        since_us = now_us - HOLD_US if former_bps else lately_us
+        if is_heavy and max(self._lineup.light_us, self._exchange.light_us) > since_us:
             self._measure(elapsed_us)
-            self._limit(now_us, small_us if is_light else self._exchange.small_us)
+            is_told = not is_light and self._exchange.light_us > lately_us
+            self._limit(now_us, self._exchange.small_us if is_told else small_us)
         else:
             self._deliveries.clear()
             self._shaper.release()
@@ -114,27 +120,29 @@ class Shaping:
             if stripe not in express and not is_stalled(stripe)
         }
         smoothed_bps = sum(each.smoothed_bps for each in bulk.values())
-        queues = _queues(bulk, small_us, len(self._stripes) < EXPRESS_STRIPES) if smoothed_bps else None
+        queues = _queues(bulk, small_us) if smoothed_bps else None
         if queues is None or queues.shortest_us < FAR_US:
             self._shaper.release()
             return
         latest_bps = sum(each.latest_bps for each in bulk.values())
         self._shaper.on_interval(now_us, smoothed_bps, latest_bps, queues)
         if self._shaper.limit_bps:
-            for stripe, delivery in bulk.items():
-                part = max(delivery.smoothed_bps / smoothed_bps, LEAST_SHARE / len(bulk))
-                stripe.limit(self._shaper.limit_bps * part)
+            least_bps = LEAST_SHARE * smoothed_bps / len(bulk)
+            parts = {stripe: max(delivery.smoothed_bps, least_bps) for stripe, delivery in bulk.items()}
+            whole_bps = sum(parts.values())
+            for stripe, part_bps in parts.items():
+                stripe.limit(max(self._shaper.limit_bps * part_bps / whole_bps, LEAST_BPS))
             for stripe in list(express):
                 stripe.limit(0)
 
 
-def _queues(bulk: dict[Stripe, Delivery], small_us: int | None, are_few: bool) -> Queues:
-    """Bulk's are averages by what the stripes deliver. Few stripes have to serve both."""
+def _queues(bulk: dict[Stripe, Delivery], small_us: int | None) -> Queues:
+    """Bulk's are averages by what the stripes deliver."""
     whole_bps = queue_us = shortest_us = 0.0
     for stripe, delivery in bulk.items():
         if stripe.info is not None:
             whole_bps += delivery.smoothed_bps
-            queue_us += delivery.smoothed_bps * (stripe.info.rtt_us - stripe.info.least_rtt_us)
-            shortest_us += delivery.smoothed_bps * stripe.info.least_rtt_us
+            queue_us += delivery.smoothed_bps * (stripe.info.rtt_us - stripe.least_rtt_us)
+            shortest_us += delivery.smoothed_bps * stripe.least_rtt_us
     queue_us /= whole_bps
-    return Queues(queue_us, queue_us if are_few and small_us is None else small_us, shortest_us / whole_bps)
+    return Queues(queue_us, small_us, shortest_us / whole_bps)

@@ -4,6 +4,7 @@ Receiving is `workers.io.receiving`'s part. Egress: `send` seals a frame into th
 the staged records to the kernel in one call. A stripe owns memory only for a record that is half received or half sent.
 """
 
+import contextlib
 import socket
 from typing import Any, Protocol
 
@@ -19,7 +20,6 @@ from workers.status import CarrierStatus
 READ, WRITE = 1, 2
 PENDING_MAX = OUTBOUND_BYTES + (256 << 10)
 """What may wait for the kernel: one staging buffer, and control frames that do not ask for room."""
-
 STAGED_CLEAR_BYTES = 4 << 10
 """A stripe with more in this turn's staging buffer is not clear for what comes behind it."""
 
@@ -56,7 +56,8 @@ class Staging:
 class Stripe(Receiving):
     """Owns `sock` (connected, non-blocking). `received_us` is when the peer last sent anything.
 
-    `rtt_us`: the kernel's round trip. `trip_us`: that, and what the least unsent data in front takes.
+    `rtt_us`: the kernel's round trip. `trip_us`: that, and what the least unsent data in front takes. `least_rtt_us`:
+    the shortest round trip, which the kernel forgets after minutes.
     `slow`: others bring a frame there much sooner.
     `stalled`: the kernel's retransmission timer ran out, and nothing was acknowledged since.
     `moved`: the other end leaves it (MOVE). `leaving`: we do. `in_order`: after that it ended with nothing lost.
@@ -81,6 +82,7 @@ class Stripe(Receiving):
         "in_ready",
         "index",
         "info",
+        "least_rtt_us",
         "leaving",
         "moved",
         "owner",
@@ -120,7 +122,7 @@ class Stripe(Receiving):
         self._pace = Pace(frame_max_bytes)
         self.frame_bytes = self._pace.frame_bytes
         self.info: sockets.TcpInfo | None = None
-        self.bytes_out = self.gone_told = self.pinged_us = self.rtt_us = self.trip_us = 0
+        self.bytes_out = self.gone_told = self.pinged_us = self.rtt_us = self.least_rtt_us = self.trip_us = 0
         self.up_since_us = self.received_us = now_us
         sockets.set_unsent_limit(sock, self._pace.unsent_limit)
         self._budget = 0
@@ -340,6 +342,7 @@ class Stripe(Receiving):
         changed = self._pace.on_sample(info.delivery_rate_bps, info.window_rate_bps, app_limited, frame_max_bytes)
         self.frame_bytes = self._pace.frame_bytes
         self.rtt_us = info.rtt_us
+        self.least_rtt_us = min(self.least_rtt_us or info.least_rtt_us, info.least_rtt_us)
         self.trip_us = info.rtt_us + int(self.takes_us(UNSENT_MIN))
         if changed:
             try:
@@ -349,10 +352,8 @@ class Stripe(Receiving):
 
     def limit(self, limit_bps: float) -> None:
         """Send no more than so many bits a second; 0 for no limit."""
-        try:
+        with contextlib.suppress(OSError):  # closed, or a kernel that has none
             sockets.set_pacing_limit(self.sock, limit_bps)
-        except OSError as error:
-            self.fail(str(error))
 
     def status(self, worker: int, now_us: int) -> CarrierStatus:
         """The stripe as `forwarder status` shows it."""
