@@ -29,7 +29,8 @@ class Carrier:
     def __init__(self, rate_bps: float = 10e6, queue_us: int = QUEUED_US) -> None:
         self.rate_bps, self.queue_us = rate_bps, queue_us
         self.stalled, self.path, self.answers = False, None, True
-        self.info: Any = SimpleNamespace(acked_bytes=0, rtt_us=LEAST_RTT_US + queue_us)
+        self.info: Any = SimpleNamespace(acked_bytes=0)
+        self.rtt_us = LEAST_RTT_US + queue_us
         self.least_rtt_us = LEAST_RTT_US
         self.limits: list[float] = []
         self.pings = self.pinged_us = 0
@@ -135,7 +136,7 @@ def test_limit_ends_with_the_small_frames() -> None:
     world = World(*carriers)
     world.run(BEGUN)
     for each in carriers:
-        each.info.rtt_us = LEAST_RTT_US
+        each.rtt_us = LEAST_RTT_US
     world.run(HOLD_US // INTERVAL_US - 1, light=False)
     assert all(each.limits[-1] > 0 for each in carriers), "people and programs ask in bursts"
     world.run(1, light=False)
@@ -226,7 +227,7 @@ def test_stalled_stripes_and_such_without_meters_do_not_count() -> None:
 
 def test_near_end_is_not_limited() -> None:
     carrier = Carrier()
-    carrier.least_rtt_us, carrier.info.rtt_us = FAR_US - 1, FAR_US + 10 * QUEUED_US
+    carrier.least_rtt_us, carrier.rtt_us = FAR_US - 1, FAR_US + 10 * QUEUED_US
     World(carrier).run(2 * BEGUN)
     assert not carrier.limits
 

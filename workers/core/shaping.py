@@ -12,9 +12,11 @@ from typing import NamedTuple
 INTERVAL_US = 500_000
 """How often the limit is set: several round trips, after which a change is seen."""
 NEWEST = 0.4
-"""The weight of the latest measurement in what a path delivers: BBR's cycle of eight round trips evens out."""
+"""The weight of the latest measurement in what a path delivers: BBR's cycle of eight round trips evens out. With 0.25
+the first limit was 387 where the path had 477 Mbit/s."""
 BEGIN_US, QUEUE_US = 5_000, 2_500
-"""Where bulk and small frames wait so long in the network it begins; what counts as a queue from then on."""
+"""Where bulk and small frames wait so long in the network it begins; what counts as a queue from then on. Without one
+bulk's round trips are 0.5 to 1.5 ms above the shortest."""
 JITTER = 0.1
 """Or so much of the shortest round trip: longer paths vary more."""
 MEASURED = 3
@@ -28,9 +30,10 @@ APART = 2
 FIRST, LESS = 0.94, 0.97
 """500 Mbit/s with a queue of 20 ms are clear of it after 0.5 to 2 s."""
 PROBE, NEARLY = 0.003, 0.975
-"""Growth in an interval without a queue, from NEARLY the rate at which there was one."""
+"""Growth in an interval without a queue, from NEARLY the rate at which there was one. With 1 % and more there was one
+of 10 ms in a third of the intervals."""
 MORE, MORE_AGAIN, MORE_MAX = 0.01, 1.5, 0.08
-"""Growth elsewhere: it begins with 1 %, and gets faster as long as there is no queue."""
+"""Growth elsewhere: it begins with 1 %, and gets faster as long as there is no queue; twice the rate takes 6.5 s."""
 IN_USE = 0.8
 """A limit of which less is used does not grow."""
 LEAST = 0.75
