@@ -8,11 +8,11 @@ from typing import Any, cast
 import pytest
 
 from workers.core import frame
-from workers.core.shaping import BEGIN_US, FIRST, INTERVAL_US, MEASURED
+from workers.core.shaping import BEGIN_US, FIRST, INTERVAL_US, NEWEST
 from workers.io import mesh, sockets
 from workers.io.exchange import Exchange
 from workers.io.lineup import EXPRESS_STRIPES, FAR_US, TOGETHER_US, Lineup
-from workers.io.shaping import HOLD_US, LEAST_BPS, LEAST_SHARE, PROBED, Shaping
+from workers.io.shaping import HOLD_US, LEAST_BPS, LEAST_SHARE, LIGHT_INTERVALS, MEASURED, PROBED, Shaping
 from workers.io.stripe import Stripe
 
 LEAST_RTT_US = 50_000
@@ -122,7 +122,7 @@ def test_only_bulk_beside_small_frames_that_queue_is_limited(
 def test_other_workers_learn_what_is_sent_and_how_long_small_frames_queue() -> None:
     world = World(*few(5))
     world.run(3)
-    assert world.told == [(True, True, None), (True, True, QUEUED_US), (True, True, QUEUED_US)]
+    assert world.told == [(False, True, None), (True, True, QUEUED_US), (True, True, QUEUED_US)]
     world.run(LATELY + 1, light=False)
     assert world.told[-1] == (False, True, None)
     world.run(LATELY, light=False, heavy=False)
@@ -137,7 +137,7 @@ def test_limit_ends_with_the_small_frames() -> None:
     world.run(BEGUN)
     for each in carriers:
         each.rtt_us = LEAST_RTT_US
-    world.run(HOLD_US // INTERVAL_US - 1, light=False)
+    world.run(HOLD_US // INTERVAL_US, light=False)
     assert all(each.limits[-1] > 0 for each in carriers), "people and programs ask in bursts"
     world.run(1, light=False)
     assert all(each.limits[-1] == 0 for each in carriers)
@@ -152,6 +152,17 @@ def test_limit_ends_with_the_bulk() -> None:
     world.run(BEGUN)
     world.run(LATELY, heavy=False)
     assert all(each.limits[-1] == 0 for each in carriers)
+
+
+def test_what_was_measured_before_small_frames_came_counts() -> None:
+    kept, others = Carrier(), few(4)
+    world = World(kept, *others)
+    world.run(BEGUN, light=False)
+    world.keep(kept, world.carriers[-1])
+    kept.rate_bps = 0.0
+    world.run(LIGHT_INTERVALS)
+    path_bps = 40e6 + 10e6 * (1 - NEWEST) ** LIGHT_INTERVALS
+    assert others[0].limits == [pytest.approx(FIRST * path_bps / 4, rel=1e-6)]
 
 
 def test_first_bytes_of_a_transfer_count_as_small_without_effect() -> None:
@@ -169,7 +180,7 @@ def test_stripes_for_small_frames_are_not_limited_and_tell_whether_they_queue() 
     assert not bulk.limits, "each connection has a queue of its own"
     express.queue_us = QUEUED_US
     world.run(2)
-    assert bulk.limits == [pytest.approx(FIRST * 10e6, rel=1e-6)] and express.limits == [0]
+    assert bulk.limits == [pytest.approx(FIRST * 50e6 / 5, rel=1e-3)] and express.limits == [0]
     assert express.pings == 10 * BEGUN + 2 and not bulk.pings
 
 

@@ -19,10 +19,8 @@ BEGIN_US, QUEUE_US = 5_000, 2_500
 bulk's round trips are 0.5 to 1.5 ms above the shortest."""
 JITTER = 0.1
 """Or so much of the shortest round trip: longer paths vary more."""
-MEASURED = 3
-"""So many measurements in a row come before a limit. A transfer's first bytes count as small: for 1 s, not for 1.5."""
 STEADY = 1.25
-"""And the latest has to be within that of the smoothed one: TCP may still be starting."""
+"""Before it begins, the latest measurement has to be within that of the smoothed one: TCP may still be starting."""
 FALLING = 0.9
 """A queue that falls to that in an interval is on its way out: one of 1 s does if bulk takes 0.8 of the path."""
 APART = 2
@@ -74,7 +72,6 @@ class Shaper:
         "_again_us",
         "_apart",
         "_bulk_us",
-        "_measured",
         "_more",
         "_most_bps",
         "_not_before_us",
@@ -87,7 +84,7 @@ class Shaper:
         self._most_bps = self._queued_bps = 0.0
         self._more = MORE
         self._bulk_us = 0.0
-        self._measured = self._apart = self._not_before_us = 0
+        self._apart = self._not_before_us = 0
         self._again_us = AGAIN_US
 
     def release(self) -> None:
@@ -95,15 +92,12 @@ class Shaper:
         if self.limit_bps:
             self._again_us = AGAIN_US
         self.limit_bps = 0.0
-        self._measured = 0
 
     def on_interval(self, now_us: int, smoothed_bps: float, latest_bps: float, queues: Queues) -> None:
         """Every INTERVAL_US, while small frames and bulk are sent together; what bulk delivered, smoothed with NEWEST,
         and in the last interval."""
-        self._measured += 1
         if not self.limit_bps:
-            is_known = self._measured >= MEASURED and latest_bps < STEADY * smoothed_bps
-            if is_known and queues.are_one and now_us >= self._not_before_us:
+            if queues.are_one and latest_bps < STEADY * smoothed_bps and now_us >= self._not_before_us:
                 self._most_bps = max(smoothed_bps, latest_bps)
                 self.limit_bps = FIRST * self._most_bps
                 self._queued_bps = 0.0
